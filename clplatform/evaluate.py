@@ -1,0 +1,57 @@
+"""Evaluation: predictions on one experience, one row of the accuracy matrix, the confusion matrix."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from clplatform.learner import Learner
+from clplatform.types import Data, Experience, Stream
+
+
+def predict(learner: Learner, data: Data, batch_size: int) -> Tensor:
+    """The class predicted for every sample, int64 [N] on the CPU. The model's mode is left as it was."""
+    was_training = learner.training
+    learner.eval()
+    predicted = []
+    # inference_mode is left before anything is kept: what is returned may be used anywhere.
+    with torch.inference_mode(), learner.precision_context():
+        for batch in learner.batches(data, batch_size=batch_size):
+            predicted.append(learner(batch).logits.argmax(1))
+    learner.train(was_training)
+    return torch.cat(predicted).cpu().clone() if predicted else torch.zeros(0, dtype=torch.int64)
+
+
+def accuracy(learner: Learner, data: Data, batch_size: int) -> float | None:
+    """Share of samples whose class is predicted (every sample counts the same); None without samples."""
+    if len(data) == 0:
+        return None
+    return (predict(learner, data, batch_size) == data.labels).float().mean().item()
+
+
+def has_meaning(learner: Learner, experience: Experience) -> bool:
+    """Can this experience be predicted yet? Not when the model lacks its classes or its task's head."""
+    if learner.info.task_ids and not any(e.task_label == experience.task_label for e in learner.seen):
+        return False
+    return experience.n_seen_classes <= learner.n_classes or max(experience.classes) < learner.n_classes
+
+
+def evaluate_row(learner: Learner, stream: Stream, split: str, batch_size: int) -> list[float | None]:
+    """The primary metric on every experience of the stream's `split`; None where it has no meaning."""
+    row: list[float | None] = []
+    for experience in stream:
+        data = getattr(experience, split)
+        known = data is not None and has_meaning(learner, experience)
+        row.append(accuracy(learner, data, batch_size) if known else None)
+    return row
+
+
+def confusion(learner: Learner, stream: Stream, batch_size: int) -> list[list[int]]:
+    """Counts [K][K] over the test data of all experiences that have meaning: rows true, columns predicted."""
+    k = learner.n_classes
+    counts = torch.zeros(k * k, dtype=torch.int64)
+    for experience in stream:
+        if has_meaning(learner, experience):
+            cell = experience.test.labels * k + predict(learner, experience.test, batch_size)
+            counts += torch.bincount(cell, minlength=k * k)
+    return counts.view(k, k).tolist()

@@ -1,0 +1,235 @@
+"""The loop: for each experience grow, train, consolidate, evaluate, record. No strategy's name is in it."""
+
+from __future__ import annotations
+
+import random
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from clplatform import checkpoint
+from clplatform.data import derive_seed
+from clplatform.evaluate import confusion, evaluate_row
+from clplatform.fitting import Fitter
+from clplatform.learner import Learner
+from clplatform.results import Results
+from clplatform.types import ClplatformError, Experience, ExperienceInfo, Stream
+
+
+class Observer(Protocol):
+    """Who is told how a run goes (terminal, tracker). It never changes the run."""
+
+    def start_experience(self, experience: Experience, learner: Learner, epochs: int) -> None: ...
+    def finish_experience(self, info: ExperienceInfo | None, results: Results, learner: Learner) -> None: ...
+
+
+class Experiment:
+    """One strategy over one stream.
+
+    Everything random is seeded from (seed, experience, phase), so nothing that happened before, such as an
+    evaluation or a resume, changes what follows.
+
+    Args:
+        learner: the model and its strategies, before any training.
+        stream: what to learn.
+        fitter: trains a stage.
+        results: the record to fill.
+        run_dir: where everything is written.
+        seed: of training.
+        observers: see `Observer`.
+    """
+
+    def __init__(
+        self,
+        *,
+        learner: Learner,
+        stream: Stream,
+        fitter: Fitter,
+        results: Results,
+        run_dir: Path,
+        seed: int,
+        observers: list[Observer] | None = None,
+    ) -> None:
+        self.learner, self.stream, self.fitter, self.results = learner, stream, fitter, results
+        self.run_dir, self.seed, self.observers = run_dir, seed, observers or []
+        self.checkpoints = run_dir / "checkpoints"
+        probe = fitter.make_trainer()
+        self.device = probe.strategy.root_device
+        learner.precision_context = probe.precision_plugin.forward_context
+
+    # -- the loop -------------------------------------------------------------------------------------------
+    def run(self, *, resume: bool = False) -> Results:
+        """Learn the stream; with `resume`, what is left of it."""
+        first = self._restore() if resume else 0
+        if first == 0:
+            self._before_any_training()
+        for experience in list(self.stream)[first:]:
+            self._learn(experience, resume=resume and experience.index == first)
+        self._finish()
+        return self.results
+
+    def _learn(self, experience: Experience, *, resume: bool) -> None:
+        times: dict[str, float] = {}
+        chain, learner = self.learner.chain, self.learner
+        with clock(times, "train"):
+            self._seed(experience, "before")
+            learner.build(experience.info)
+            learner.to(self.device).experience = experience
+            self._start(experience)
+            chain.before_experience(learner, experience)
+            self._train(experience, resume=resume)
+        with clock(times, "consolidate"):
+            self._seed(experience, "after")
+            chain.after_experience(learner, experience)
+        with clock(times, "evaluate"):
+            self._evaluate()
+        self._record(experience, times)
+
+    def _train(self, experience: Experience, *, resume: bool) -> None:
+        chain, learner = self.learner.chain, self.learner
+        data = chain.train_data(learner, experience, experience.train)
+        stages = chain.stages(learner, experience)
+        first, step_path = self._restore_stage(experience) if resume else (0, None)
+        for number, stage in enumerate(stages):
+            if number < first:
+                continue
+            self._seed(experience, f"stage {number}")
+            learner.position = (experience.index, number)
+            chain.before_stage(learner, experience, stage)
+            self.fitter.fit(
+                learner,
+                experience,
+                stage,
+                data if stage.data is None else stage.data,
+                order_seed=derive_seed(self.seed, experience.index, "order", number),
+                step_path=self.checkpoints / "step.ckpt",
+                resume_from=step_path if number == first else None,
+            )
+            chain.after_stage(learner, experience, stage)
+            if number + 1 < len(stages):
+                self._save("stage.ckpt", experience.index, number + 1)
+
+    # -- parts of the loop ------------------------------------------------------------------------------------
+    def _seed(self, experience: ExperienceInfo, phase: str) -> None:
+        seed = derive_seed(self.seed, experience.index, phase)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
+        self.learner.generator.manual_seed(derive_seed(seed, "strategy"))
+
+    def _before_any_training(self) -> None:
+        """Row 0 of the matrix: the first structure, untrained."""
+        self._seed(self.stream[0], "before")
+        self.learner.build(self.stream[0].info)
+        self.learner.to(self.device)
+        self._evaluate()
+        for observer in self.observers:
+            observer.finish_experience(None, self.results, self.learner)
+
+    def _start(self, experience: Experience) -> None:
+        if "past_data" in self.learner.chain.needs:
+            self.learner.past = [self.stream[i].train for i in range(experience.index)]
+        for observer in self.observers:
+            observer.start_experience(experience, self.learner, self.fitter.epochs(self.learner.stage))
+
+    def _evaluate(self) -> None:
+        size = self.fitter.eval_batch_size
+        self.results.matrix.append(evaluate_row(self.learner, self.stream, "test", size))
+        self.results.validation_matrix.append(evaluate_row(self.learner, self.stream, "validation", size))
+
+    def _record(self, experience: Experience, times: dict[str, float]) -> None:
+        """Results first, then the checkpoint: a crash between them costs a repetition, never a row."""
+        self.results.timing.append(times)
+        self.results.cost = self._cost()
+        self.results.save(self.run_dir)
+        self._save("experience.ckpt", experience.index + 1, 0)
+        for name in ("stage.ckpt", "step.ckpt"):
+            (self.checkpoints / name).unlink(missing_ok=True)
+        for observer in self.observers:
+            observer.finish_experience(experience.info, self.results, self.learner)
+
+    def _finish(self) -> None:
+        self.results.confusion = confusion(self.learner, self.stream, self.fitter.eval_batch_size)
+        self.results.status = "completed"
+        self.results.save(self.run_dir)
+
+    def _cost(self) -> dict[str, float]:
+        peak = (
+            torch.cuda.max_memory_allocated(self.device)
+            if self.device.type == "cuda"
+            else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # kilobytes on Linux
+        )
+        return {
+            "seconds": sum(sum(times.values()) for times in self.results.timing),
+            "steps": self.learner.steps,
+            "samples": self.learner.samples,
+            "peak_memory_bytes": peak,
+            **self.learner.chain.cost(),
+        }
+
+    # -- stopping and going on ----------------------------------------------------------------------------------
+    def _save(self, name: str, index: int, stage: int) -> None:
+        state = {
+            "position": [index, stage],
+            "weights": self.learner.state_dict(),
+            "strategy": self.learner.chain.state_dict(),
+            "steps": self.learner.steps,
+            "samples": self.learner.samples,
+        }
+        checkpoint.save(self.checkpoints / name, state)
+
+    def _load(self, state: dict[str, Any]) -> None:
+        self.learner.load_state_dict(state["weights"])
+        self.learner.chain.load_state_dict(state["strategy"])
+        self.learner.steps, self.learner.samples = state["steps"], state["samples"]
+
+    def _restore(self) -> int:
+        """Go back to the end of the last complete experience; returns the number of complete ones."""
+        path = self.checkpoints / "experience.ckpt"
+        done = 0
+        if path.exists():
+            state = checkpoint.load(path)
+            done = state["position"][0]
+            for experience in list(self.stream)[:done]:  # the structure first, then the weights
+                self._seed(experience, "before")
+                self.learner.build(experience.info)
+            self._load(state)
+            self.learner.to(self.device)
+        # A crash between results and checkpoint leaves a row too many.
+        rows = done + 1 if done else 0
+        del self.results.matrix[rows:], self.results.validation_matrix[rows:], self.results.timing[done:]
+        self.results.status, self.results.error = "running", None
+        return done
+
+    def _restore_stage(self, experience: Experience) -> tuple[int, Path | None]:
+        """Where to go on inside an experience: number of its first stage to run, and its `step.ckpt` if any."""
+        stage_path, step_path = self.checkpoints / "stage.ckpt", self.checkpoints / "step.ckpt"
+        first = 0
+        if stage_path.exists():
+            state = checkpoint.load(stage_path)
+            if state["position"][0] == experience.index:
+                self._load(state)
+                first = state["position"][1]
+        if step_path.exists():
+            try:
+                position = checkpoint.load(step_path)["clplatform"]["position"]
+            except ClplatformError as error:
+                self.results.notes.append(f"{error}: went on from the last complete stage instead")
+            else:
+                if position == [experience.index, first]:
+                    return first, step_path
+        return first, None
+
+
+@contextmanager
+def clock(times: dict[str, float], name: str) -> Iterator[None]:
+    """Add the seconds spent inside to `times[name]`."""
+    start = time.perf_counter()
+    yield
+    times[name] = times.get(name, 0.0) + time.perf_counter() - start

@@ -1,0 +1,135 @@
+"""Fitting one stage of one experience: a fresh Lightning Trainer, its callbacks, and stopping in the middle."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import EarlyStopping
+
+from clplatform.checkpoint import AtomicCheckpointIO, StepCheckpoint
+from clplatform.data import Loader
+from clplatform.learner import Learner
+from clplatform.types import Data, Experience, Stage
+
+
+class KeepBest(pl.Callback):
+    """After early stopping, the weights of the best validation epoch (its state is part of a checkpoint)."""
+
+    def __init__(self, monitor: str = "validation/accuracy") -> None:
+        self.monitor, self.best, self.weights = monitor, -1.0, {}
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        value = float(trainer.callback_metrics[self.monitor])
+        if value > self.best:
+            self.best = value
+            self.weights = {name: tensor.detach().clone() for name, tensor in pl_module.state_dict().items()}
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.weights:
+            pl_module.load_state_dict(self.weights)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "weights": self.weights}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best, self.weights = state_dict["best"], state_dict["weights"]
+
+
+@dataclass
+class Fitter:
+    """Trains stages.
+
+    Args:
+        trainer: what a Lightning Trainer is made from (`max_epochs`, `precision`, `accelerator`, …).
+        batch_size, eval_batch_size: samples in a batch.
+        num_workers: processes that load data that does not fit in memory.
+        patience: epochs without a better validation accuracy after which a stage stops; None: never stops early.
+        checkpoint_every, checkpoint_minutes: rhythm of `step.ckpt`; None: not by this.
+        callbacks: more Lightning callbacks.
+        after_batch: called after every batch, when the strategies are done with it.
+    """
+
+    trainer: dict[str, Any]
+    batch_size: int
+    eval_batch_size: int
+    num_workers: int = 0
+    patience: int | None = None
+    checkpoint_every: int | None = None
+    checkpoint_minutes: float | None = None
+    callbacks: list[pl.Callback] = field(default_factory=list)
+    after_batch: Callable[[pl.Trainer, Learner, int], None] | None = None
+
+    def make_trainer(self, max_epochs: int | None = None, callbacks: list[pl.Callback] | None = None) -> pl.Trainer:
+        """A fresh Trainer: a reused one trains nothing."""
+        settings = dict(self.trainer)
+        if max_epochs is not None:
+            settings["max_epochs"] = max_epochs
+        return pl.Trainer(
+            **settings,
+            logger=False,  # ours logs with one monotonic step over all stages
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            plugins=[AtomicCheckpointIO()],
+            callbacks=callbacks or [],
+        )
+
+    def epochs(self, stage: Stage) -> int:
+        return int(self.trainer["max_epochs"] if stage.max_epochs is None else stage.max_epochs)
+
+    def fit(
+        self,
+        learner: Learner,
+        experience: Experience,
+        stage: Stage,
+        data: Data,
+        *,
+        order_seed: int,
+        step_path: Path,
+        resume_from: Path | None = None,
+    ) -> None:
+        """Train `stage` on `data`, from the start or from `resume_from` (a `step.ckpt` of this stage)."""
+        loader = Loader(data, self.batch_size, shuffle=True, seed=order_seed, num_workers=self.num_workers)
+        callbacks, validation = list(self.callbacks), None
+        if self.patience is not None and experience.validation is not None:
+            validation = Loader(experience.validation, self.eval_batch_size)
+            callbacks += [EarlyStopping("validation/accuracy", patience=self.patience, mode="max"), KeepBest()]
+        trainer = self.make_trainer(stage.max_epochs, callbacks)
+        saver = StepCheckpoint(
+            step_path, every_n_batches=self.checkpoint_every, every_minutes=self.checkpoint_minutes
+        )
+
+        def after_batch(trainer: pl.Trainer, batch_idx: int) -> None:
+            if self.after_batch is not None:
+                self.after_batch(trainer, learner, batch_idx)
+            saver.after_batch(trainer, batch_idx)
+
+        learner.after_batch, learner.stage = after_batch, stage
+        learner.train()
+        with trainable(learner, stage.trainable):
+            trainer.fit(learner, loader, validation, ckpt_path=str(resume_from) if resume_from else None)
+        learner.to(trainer.strategy.root_device)  # Lightning moves the module to the CPU after a fit
+
+
+@contextmanager
+def trainable(module: torch.nn.Module, pattern: str | None) -> Iterator[None]:
+    """Only parameters whose name matches the regular expression are trained inside; None changes nothing."""
+    if pattern is None:
+        yield
+        return
+    before = {name: p.requires_grad for name, p in module.named_parameters()}
+    for name, p in module.named_parameters():
+        p.requires_grad_(re.search(pattern, name) is not None)
+    try:
+        yield
+    finally:
+        for name, p in module.named_parameters():
+            p.requires_grad_(before.get(name, p.requires_grad))

@@ -1,0 +1,299 @@
+"""The LightningModule that trains one stage of one experience. It knows no tasks and no strategy's name.
+
+The step, in order: rows are added (replay), the batch is augmented, the model runs (strategies may wrap
+it), the task's loss and the strategies' terms are summed; Lightning does the rest (precision, accumulation,
+clipping, devices), and gradients are edited after unscaling and before clipping.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from clplatform.data import Loader
+from clplatform.strategy.base import Chain, Strategy
+from clplatform.types import MASKED, Batch, Data, Experience, ExperienceInfo, Output, Stage, StreamInfo
+
+
+class Learner(pl.LightningModule):
+    """A backbone with a head, and the strategies that decide how it learns.
+
+    Args:
+        backbone: batch → features [B, D].
+        make_head: makes an empty head: features [B, D], task_labels [B] → logits [B, K].
+        chain: the strategies.
+        info: the stream's metadata.
+        optimizer: parameter groups → optimizer.
+        schedule: (optimizer, number of steps) → learning-rate scheduler stepped once a step, or None.
+        augment: (batch, generator) → batch, applied to training batches; None: nothing.
+        label_smoothing: of the cross-entropy, 0 … 1.
+        batch_size: of the passes that strategies make over data (`batches`).
+    """
+
+    # What strategies may add: trainable parts of their own, saved and moved with the model.
+    extras: nn.ModuleDict
+
+    def __init__(
+        self,
+        *,
+        backbone: nn.Module,
+        make_head: Callable[[], nn.Module],
+        chain: Chain,
+        info: StreamInfo,
+        optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer],
+        schedule: Callable[[torch.optim.Optimizer, int], Any] | None = None,
+        augment: Callable[[Batch, torch.Generator], Batch] | None = None,
+        label_smoothing: float = 0.0,
+        batch_size: int = 64,
+    ) -> None:
+        super().__init__()
+        self.backbone, self.head, self.extras = backbone, make_head(), nn.ModuleDict()
+        self.make_head = make_head
+        self.chain, self.info = chain, info
+        self.optimizer_factory, self.schedule = optimizer, schedule
+        self.augmentation, self.label_smoothing, self.batch_size = augment, label_smoothing, batch_size
+        self.seen: list[ExperienceInfo] = []
+        self.experience: Experience | None = None
+        self.stage = Stage()
+        self.generator = torch.Generator()  # for the strategies' random choices: never the global one
+        self.last_terms: dict[str, Tensor] = {}  # detached loss terms of the last batch
+        self.position = (0, 0)  # experience, stage: stored with a checkpoint
+        self.steps = 0  # optimizer steps of the whole run
+        self.samples = 0  # samples of the whole run that a training step has seen, replayed ones included
+        self.precision_context: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
+        # [T, K]: classes of each task, where task ids may be used; grown with the structure
+        self.register_buffer("classes_of_task", torch.zeros(0, 0, dtype=torch.bool), persistent=False)
+        self.after_batch: Callable[[pl.Trainer, int], None] | None = None  # logging and checkpoints
+        self.past: list[Data] = []  # earlier training data: filled only for strategies that need `past_data`
+        self._last: tuple[Batch, Output] | None = None
+        self._pending_rng: dict[str, Any] | None = None
+
+    # -- structure -------------------------------------------------------------------------------------------
+    def build(self, info: ExperienceInfo) -> None:
+        """Give the model the structure this experience needs: from metadata only, and idempotent."""
+        self.seen = [*[e for e in self.seen if e.index < info.index], info]
+        cast_head(self.head).grow(info)
+        if self.info.task_ids:
+            known = torch.zeros(info.task_label + 1, info.n_seen_classes, dtype=torch.bool)
+            for e in self.seen:
+                known[e.task_label, list(e.classes)] = True
+            self.classes_of_task = known.to(self.device)
+        self.chain.build(self, info)
+
+    def fresh_head(self) -> nn.Module:
+        """A newly initialised head for the classes seen so far."""
+        head = self.make_head()
+        for info in self.seen:
+            cast_head(head).grow(info)
+        return head.to(self.device)
+
+    @property
+    def n_classes(self) -> int:
+        """Classes seen so far, the current experience's included."""
+        return self.seen[-1].n_seen_classes if self.seen else 0
+
+    @property
+    def n_old_classes(self) -> int:
+        """Classes seen before the current experience."""
+        return self.seen[-2].n_seen_classes if len(self.seen) > 1 else 0
+
+    def source_of(self, strategy: Strategy) -> int:
+        """The number (1, 2, …) that marks rows which this strategy adds to a batch."""
+        return 1 + list(self.chain).index(strategy)
+
+    # -- the model -------------------------------------------------------------------------------------------
+    def forward(self, batch: Batch) -> Output:
+        """The model as its strategies wrap it. Logits [B, K] over the classes seen, features [B, D]."""
+        return self.chain.forward(self, batch, self.run)
+
+    def run(self, batch: Batch) -> Output:
+        """The bare model: backbone, head, and the task's mask where task ids may be used."""
+        features = self.backbone(batch)
+        return Output(self.classify(features, batch["task_labels"]), features)
+
+    def classify(self, features: Tensor, task_labels: Tensor) -> Tensor:
+        """Features [B, D], task_labels [B] → logits [B, K]."""
+        return self.mask_tasks(self.head(features, task_labels), task_labels)
+
+    def mask_tasks(self, logits: Tensor, task_labels: Tensor) -> Tensor:
+        """Logits [B, K] with those of classes outside a sample's task at `MASKED`, if task ids may be used."""
+        if not self.info.task_ids:
+            return logits
+        allowed = self.classes_of_task[task_labels, : logits.shape[1]]
+        if allowed.shape[1] < logits.shape[1]:
+            allowed = F.pad(allowed, (0, logits.shape[1] - allowed.shape[1]))
+        return logits.masked_fill(~allowed, MASKED)
+
+    def snapshot(self) -> Teacher:
+        """The model as it is now."""
+        return Teacher(self)
+
+    def task_loss(self, batch: Batch, output: Output, reduction: str = "mean") -> Tensor:
+        """Cross-entropy over the classes seen so far; `reduction` as in PyTorch ("none": [B])."""
+        return F.cross_entropy(
+            output.logits, batch["labels"], reduction=reduction, label_smoothing=self.label_smoothing
+        )
+
+    # -- data --------------------------------------------------------------------------------------------------
+    def batches(self, data: Data, *, augment: bool = False, batch_size: int | None = None) -> Iterator[Batch]:
+        """All of `data` in order, on the model's device."""
+        for batch in Loader(data, batch_size or self.batch_size):
+            batch = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
+            yield self.augment(batch) if augment else batch
+
+    def augment(self, batch: Batch) -> Batch:
+        """The batch with random augmentation; what was there before stays under `raw_…`, for buffers."""
+        if self.augmentation is None:
+            return batch
+        changed = self.augmentation(batch, self.generator)
+        raw = {f"raw_{name}": batch[name] for name in changed if changed[name] is not batch[name]}
+        return {**changed, **raw}
+
+    # -- the step ----------------------------------------------------------------------------------------------
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        batch = self.augment(self.chain.extend_batch(self, batch))
+        output = self(batch)
+        task = self.chain.task_loss(self, batch, output)
+        if task is None:
+            task = self.task_loss(batch, output)
+        terms = {"task": task, **self.chain.loss(self, batch, output)}
+        loss = task if len(terms) == 1 else torch.stack([*terms.values()]).sum()
+        self.last_terms = {"loss": loss.detach(), **{name: value.detach() for name, value in terms.items()}}
+        self._last = batch, Output(output.logits.detach(), output.features.detach())
+        self.samples += len(batch["labels"])
+        return loss
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        self.chain.edit_gradients(self)
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        scale = scaler.get_scale() if scaler is not None else 0.0
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        if scaler is None or scaler.get_scale() >= scale:  # a lower scale: the step was skipped (inf or nan)
+            self.steps += 1
+            self.chain.after_step(self)
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        assert self._last is not None
+        self.chain.after_batch(self, *self._last)
+        self._last = None
+        if self.after_batch is not None:
+            self.after_batch(self.trainer, batch_idx)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        correct = (self(batch).logits.argmax(1) == batch["labels"]).float()
+        self.log("validation/accuracy", correct.mean(), batch_size=len(correct), on_epoch=True)
+
+    @property
+    def progress(self) -> float:
+        """How much of the current stage is done, 0 … 1."""
+        total = self.trainer.estimated_stepping_batches
+        return self.trainer.global_step / total if total else 1.0
+
+    # -- optimizer -----------------------------------------------------------------------------------------------
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optimizer_factory(self.chain.parameter_groups(self, self.parameter_groups()))
+        if self.schedule is None:
+            return optimizer
+        scheduler = self.schedule(optimizer, int(self.trainer.estimated_stepping_batches))
+        if scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Trainable parameters in two groups: weights, and what must not decay (biases, norms, scales)."""
+        trainable = [p for p in self.parameters() if p.requires_grad]
+        decayed = [p for p in trainable if p.ndim >= 2]
+        plain = [p for p in trainable if p.ndim < 2]
+        groups = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
+        return [g for g in groups if g["params"]]
+
+    # -- checkpoints -----------------------------------------------------------------------------------------------
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["clplatform"] = {
+            "strategy": self.chain.state_dict(),
+            "steps": self.steps,
+            "samples": self.samples,
+            "position": list(self.position),
+            "rng": rng_state(self.generator),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        ours = checkpoint["clplatform"]
+        self.chain.load_state_dict(ours["strategy"])
+        self.steps, self.samples, self._pending_rng = ours["steps"], ours["samples"], ours["rng"]
+
+    def on_train_start(self) -> None:
+        if self._pending_rng is not None:
+            set_rng_state(self._pending_rng, self.generator)
+            self._pending_rng = None
+
+
+class Teacher:
+    """A frozen copy of a learner's backbone and head, in eval mode. It is no module, so that neither the
+    optimizer nor `train()` reaches it."""
+
+    def __init__(self, learner: Learner) -> None:
+        modules = learner.backbone, learner.head
+        self.backbone, self.head = (copy.deepcopy(m).eval().requires_grad_(False) for m in modules)
+        self.learner = learner
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch) -> Output:
+        """The model of then, wrapped by the same strategies. Logits [B, K of then], features [B, D]."""
+        return self.learner.chain.forward(self.learner, batch, self._run)
+
+    def _run(self, batch: Batch) -> Output:
+        features = self.backbone(batch)
+        return Output(self.classify(features, batch["task_labels"]), features)
+
+    @torch.no_grad()
+    def classify(self, features: Tensor, task_labels: Tensor) -> Tensor:
+        """Features [B, D], task_labels [B] → logits [B, K of then]."""
+        return self.learner.mask_tasks(self.head(features, task_labels), task_labels)
+
+    def n_parameters(self) -> int:
+        return sum(p.numel() for module in (self.backbone, self.head) for p in module.parameters())
+
+
+def cast_head(head: nn.Module) -> Any:
+    """`nn.Module.__getattr__` hides methods from the type checker; a head has `grow`."""
+    return head
+
+
+def rng_state(generator: torch.Generator) -> dict[str, Any]:
+    """Every random generator's state as tensors and plain values (loaded without unpickling)."""
+    name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": [str(name), torch.from_numpy(np.asarray(keys).astype(np.int64)), int(position), int(has_gauss), float(gauss)],
+        "python": list(map(_plain, random.getstate())),
+        "ours": generator.get_state(),
+    }
+
+
+def set_rng_state(state: dict[str, Any], generator: torch.Generator) -> None:
+    """Inverse of `rng_state`."""
+    torch.set_rng_state(state["torch"].cpu())
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+    name, keys, position, has_gauss, gauss = state["numpy"]
+    np.random.set_state((name, keys.cpu().numpy().astype(np.uint32), position, has_gauss, gauss))
+    version, numbers, gauss_next = state["python"]
+    random.setstate((version, tuple(numbers), gauss_next))
+    generator.set_state(state["ours"].cpu())
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,61 @@
+"""`results.json` and `accuracy_matrix.csv`: the record of a run, written atomically after every experience."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from clplatform.files import atomic_write, read_json, write_json
+from clplatform.metric.matrix import summarize
+
+SCHEMA_VERSION = 1
+
+Matrix = list[list[float | None]]
+
+
+@dataclass
+class Results:
+    """What a run has measured so far. `matrix[i][j]`: the primary metric on experience j (0-based) after
+    training on i experiences (row 0: before any training); None where it has no meaning."""
+
+    run_id: str
+    seed: int
+    stream: dict[str, Any]
+    backbone: dict[str, Any]
+    strategy: list[str]
+    primary_metric: dict[str, Any]
+    code: dict[str, Any]
+    status: str = "running"
+    error: dict[str, str] | None = None
+    matrix: Matrix = field(default_factory=list)
+    validation_matrix: Matrix = field(default_factory=list)  # the same on the validation split: for selection
+    timing: list[dict[str, float]] = field(default_factory=list)
+    cost: dict[str, float] = field(default_factory=dict)
+    confusion: list[list[int]] | None = None  # after the last experience: rows true, columns predicted
+    notes: list[str] = field(default_factory=list)
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def metrics(self) -> dict[str, float | None]:
+        return summarize(self.matrix, higher_is_better=self.primary_metric["higher_is_better"])
+
+    def save(self, folder: Path) -> None:
+        """Write both files into the run directory."""
+        values = {"schema_version": self.schema_version, **asdict(self), "metrics": self.metrics}
+        write_json(folder / "results.json", values)
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["after", *self.stream["experience_names"]])
+        for i, row in enumerate(self.matrix):
+            writer.writerow([i, *("" if value is None else repr(value) for value in row)])
+        atomic_write(folder / "accuracy_matrix.csv", text.getvalue().encode())
+
+    @classmethod
+    def load(cls, folder: Path) -> Results:
+        """Read `results.json` of a run directory."""
+        values = read_json(folder / "results.json")
+        values.pop("metrics", None)
+        return cls(**values)

@@ -1,0 +1,145 @@
+"""One run from its configuration to its report: check, build, learn, record."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import traceback
+import uuid
+import warnings
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from clplatform.config import check
+from clplatform.files import atomic_write, write_json
+from clplatform.results import Results
+from clplatform.types import ClplatformError, Stream
+
+
+def execute(config: dict[str, Any], run_dir: Path, *, resume: bool = False) -> Results:
+    """Run, or go on with, one experiment; everything it leaves is in `run_dir`.
+
+    Args:
+        config: resolved.
+        resume: go on where the run stopped.
+
+    Returns:
+        The completed results.
+
+    Raises:
+        ClplatformError: the configuration cannot run: refused before any training.
+        Exception: whatever stopped the training; `results.json` says so before it is raised.
+    """
+    notices: list[str] = []
+    check(config, notices)
+    if not resume and (run_dir / "results.json").exists():
+        raise ClplatformError(f"{run_dir} holds a run already; go on with `clplatform resume {run_dir}`")
+    _quiet()
+    from clplatform.tracking.environment import environment
+
+    run_dir.mkdir(parents=True, exist_ok=True)
+    atomic_write(run_dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)).encode())
+    if not (resume and (run_dir / "environment.json").exists()):
+        write_json(run_dir / "environment.json", environment())
+    experiment, tracker, terminal = assemble(config, run_dir, resume=resume, notices=notices)
+    results = experiment.results
+    results.save(run_dir)
+    try:
+        with tracker, terminal:
+            experiment.run(resume=resume)
+            tracker.finish("completed", {**results.metrics, **results.cost})
+    except BaseException as error:
+        stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
+        results.status = "running" if stopped else "failed"
+        results.error = None if stopped else {"type": type(error).__name__, "message": str(error)}
+        results.save(run_dir)
+        if not stopped:
+            atomic_write(run_dir / "traceback.txt", traceback.format_exc().encode())
+        raise
+    return results
+
+
+def assemble(config: dict[str, Any], run_dir: Path, *, resume: bool, notices: list[str]) -> tuple[Any, Any, Any]:
+    """Build the experiment with its tracker and terminal; they are returned to be entered by the caller."""
+    from clplatform import build
+    from clplatform.experiment import Experiment
+    from clplatform.threads import set_threads
+    from clplatform.tracking.observe import Observers
+
+    chain = build.build_strategies(config)
+    stream = build.build_stream(config, build.build_tokenizer(config))
+    build.check_needs(chain, stream.info, config)
+    learner = build.build_learner(config, stream.info, chain, augment=stream.augment if stream.augments else None)
+    build.check_combination(chain, learner, stream.info, config)
+    threads = set_threads(config["threads"], learner, stream, config["batch_size"])
+    results = Results.load(run_dir) if resume else new_results(config, stream, learner)
+    if not resume:
+        results.notes += [*notices, *stream.notes, f"PyTorch threads: {threads}"]
+    observers = Observers(config, run_dir, results, resume=resume)
+    fitter = build.build_fitter(config)
+    fitter.after_batch, fitter.callbacks = observers.after_batch, observers.callbacks
+    experiment = Experiment(
+        learner=learner,
+        stream=stream,
+        fitter=fitter,
+        results=results,
+        run_dir=run_dir,
+        config=config,
+        seed=config["seed"],
+        observers=[observers],
+    )
+    return experiment, observers.tracker, observers.terminal
+
+
+def new_results(config: dict[str, Any], stream: Stream, learner: Any) -> Results:
+    """An empty record of this run."""
+    from clplatform.tracking.environment import code_state
+
+    info = stream.info
+    parameters = list(learner.backbone.parameters())
+    sizes = {
+        split: [len(data) if (data := getattr(e, split)) is not None else 0 for e in stream]
+        for split in ("train", "validation", "test")
+    }
+    return Results(
+        run_id=uuid.uuid4().hex[:12],
+        seed=config["seed"],
+        stream={
+            "name": info.name,
+            "scenario": info.scenario,
+            "problem": info.problem,
+            "n_experiences": info.n_experiences,
+            "classes_per_experience": list(info.classes_per_experience),
+            "class_names": list(info.class_names),
+            "experience_names": [e.name for e in stream],
+            "seed": info.seed,
+            "samples": sizes,
+        },
+        backbone={
+            "name": config["backbone"]["name"],
+            "pretrained": config["backbone"].get("pretrained"),
+            "source": getattr(learner.backbone, "source", None),
+            "parameters": sum(p.numel() for p in parameters),
+            "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
+        },
+        strategy=list(config["strategy"]),
+        primary_metric={"name": info.primary_metric, "higher_is_better": info.higher_is_better},
+        code=code_state(),
+    )
+
+
+def _quiet() -> None:
+    """Lightning's own remarks (devices, missing workers) say nothing that a user of the platform can act on."""
+    import logging
+
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric|lightning_utilities")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
+
+
+def stop_politely() -> None:
+    """Turn SIGTERM outside of training into a clean exit with its usual code."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))

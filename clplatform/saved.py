@@ -1,0 +1,166 @@
+"""The saved model: a Hugging Face-style folder that predicts on its own.
+
+`<run>/model/` holds `model.safetensors` (backbone, head and what strategies put into `extras`), the backbone's
+`config.json`, the tokenizer if there is one, and `clplatform.json`: the configuration, the stream's metadata and
+the experiences from whose metadata the structure is rebuilt before the weights are loaded.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clplatform.files import atomic_write, read_json, write_json
+from clplatform.types import ClplatformError, ExperienceInfo, InputSpec, Stream, StreamInfo
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from clplatform.learner import Learner
+
+
+def save_model(folder: Path, learner: Learner, stream: Stream, config: dict[str, Any]) -> None:
+    """Write the model folder."""
+    from safetensors.torch import save_model as save_weights
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        save_weights(learner, str(Path(scratch) / "weights"))  # tied weights are stored once
+        atomic_write(folder / "model.safetensors", (Path(scratch) / "weights").read_bytes())
+    learner.backbone.save_assets(folder)  # type: ignore[operator]
+    stream.save_assets(folder)
+    write_json(
+        folder / "clplatform.json",
+        {
+            "schema_version": 1,
+            "config": config,
+            "stream": learner.info.to_dict(),
+            "experiences": [info.to_dict() for info in learner.seen],
+        },
+    )
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One sample's answer."""
+
+    label: str  # the class's name
+    class_index: int  # its number, in the order in which the stream showed the classes
+    probability: float
+    probabilities: dict[str, float]  # of the most likely classes, best first
+
+
+class Predictor:
+    """A trained model, ready to predict. Made by `clplatform.load`.
+
+    Args:
+        learner: the model, in eval mode.
+        folder: where it was saved.
+        tokenizer: of text models.
+    """
+
+    def __init__(self, learner: Learner, folder: Path, tokenizer: Any = None) -> None:
+        self.learner, self.folder, self.tokenizer = learner, folder, tokenizer
+        self.info: StreamInfo = learner.info
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes the model has learned."""
+        return list(self.info.class_names[: self.learner.n_classes])
+
+    def logits(self, inputs: Any, *, task: int | None = None, batch_size: int = 256) -> Tensor:
+        """Logits [N, K] for texts (list of str), image files, or arrays [N, H, W] or [N, C, H, W].
+
+        Args:
+            task: task label of the samples, for models whose stream offered task ids.
+
+        Raises:
+            ClplatformError: the input does not fit the model, or a task id is missing or unknown.
+        """
+        import torch
+
+        if self.info.task_ids and task is None:
+            raise ClplatformError(f"the model was trained with task ids: say which task (0 … {len(self.learner.seen) - 1})")
+        if task is not None and task not in {e.task_label for e in self.learner.seen}:
+            raise ClplatformError(f"task {task}: the model has learned tasks {sorted({e.task_label for e in self.learner.seen})}")
+        columns = self._columns(inputs)
+        n = len(next(iter(columns.values())))
+        logits = []
+        with torch.inference_mode():
+            for rows in torch.arange(n).split(batch_size):
+                batch = {name: column[rows].to(self.learner.device) for name, column in columns.items()}
+                batch["task_labels"] = torch.full((len(rows),), task or 0, device=self.learner.device)
+                logits.append(self.learner(batch).logits.float().cpu())
+        return torch.cat(logits) if logits else torch.zeros(0, self.learner.n_classes)
+
+    def predict(self, inputs: Any, *, task: int | None = None, top: int = 3, batch_size: int = 256) -> list[Prediction]:
+        """One `Prediction` for each sample; `top`: how many probabilities each carries."""
+        probabilities = self.logits(inputs, task=task, batch_size=batch_size).softmax(1)
+        values, classes = probabilities.topk(min(top, probabilities.shape[1]), dim=1)
+        names = self.class_names
+        return [
+            Prediction(names[c[0]], c[0], v[0], {names[k]: p for k, p in zip(c, v, strict=True)})
+            for c, v in zip(classes.tolist(), values.tolist(), strict=True)
+        ]
+
+    def _columns(self, inputs: Any) -> dict[str, Tensor]:
+        if self.info.input.modality == "text":
+            from clplatform.stream.tokenizer import encode
+
+            texts = [inputs] if isinstance(inputs, str) else list(inputs)
+            for i, text in enumerate(texts):
+                if not isinstance(text, str) or not text.strip():
+                    raise ClplatformError(f"sample {i}: {text!r} is not a text")
+            return encode(self.tokenizer, texts, self.info.input.max_length)
+        from clplatform.stream.images import images_to_tensor
+
+        return {"pixel_values": images_to_tensor(inputs, self.info.input)}
+
+
+def model_folder(path: Path) -> Path:
+    """The model folder of a run directory (or the folder itself).
+
+    Raises:
+        ClplatformError: there is none.
+    """
+    for folder in (path / "model", path):
+        if (folder / "clplatform.json").is_file():
+            return folder
+    if (path / "results.json").is_file():
+        raise ClplatformError(f"{path}: the run has no saved model yet; finish it with `clplatform resume {path}`")
+    raise ClplatformError(f"{path} is neither a run directory nor a saved model")
+
+
+def load(path: str | Path, *, device: str = "cpu", trust: tuple[str, ...] | str = ()) -> Predictor:
+    """Load the model of a run.
+
+    Args:
+        path: a run directory, or its `model` folder.
+        device: where it runs.
+        trust: prefixes of classes outside clplatform that the run's configuration may build.
+
+    Raises:
+        ClplatformError: no model there, or its configuration builds what is not trusted.
+    """
+    from safetensors.torch import load_model as load_weights
+
+    from clplatform.build import build_learner, build_strategies
+    from clplatform.config import check_trust
+
+    folder = model_folder(Path(path))
+    saved = read_json(folder / "clplatform.json")
+    check_trust(saved["config"], (trust,) if isinstance(trust, str) else trust)
+    info = StreamInfo.from_dict(saved["stream"])
+    learner = build_learner(saved["config"], info, build_strategies(saved["config"]), assets=folder)
+    for values in saved["experiences"]:
+        learner.build(ExperienceInfo.from_dict(values))
+    load_weights(learner, str(folder / "model.safetensors"))
+    tokenizer = None
+    if info.input.modality == "text":
+        from clplatform.stream.tokenizer import load_tokenizer
+
+        tokenizer = load_tokenizer(folder)
+    return Predictor(learner.eval().to(device), folder, tokenizer)

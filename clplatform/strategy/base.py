@@ -1,0 +1,221 @@
+"""What a continual-learning strategy may do, and how several are chained.
+
+A strategy is a small stateful object with neutral defaults: it opens only the doors it needs. The order
+in which the doors are called, for each experience:
+
+    build → before_experience → train_data → stages → for each stage: before_stage →
+        for each batch: extend_batch → forward → task_loss, loss → (backward) → edit_gradients →
+                        (optimizer step) → after_step → after_batch
+    → after_stage → after_experience
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from clplatform.types import Batch, Data, Experience, ExperienceInfo, Output, Stage
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from clplatform.learner import Learner
+
+Run = Callable[[Batch], Output]
+
+
+class Strategy:
+    """Base of every strategy. Constructor arguments are keyword-only; their defaults live in the YAML page.
+
+    Class attributes:
+        family: `baseline`, `regularization`, `replay`, `distillation`, `expansion`, ...
+        needs: what it cannot do without, of `task_ids` (at inference), `boundaries`, `memory`,
+            `pretrained`, `hidden_states`, `transformer`, `past_data` (`learner.past`: upper bounds only).
+        first_experience_is_finetuning: in the first experience the weights are bit-identical to those of
+            plain fine-tuning (the contract test holds it to this word); if not, `why_not` says why.
+    """
+
+    family: ClassVar[str] = "baseline"
+    needs: frozenset[str] = frozenset()
+    first_experience_is_finetuning: ClassVar[bool] = True
+    why_not: ClassVar[str] = ""
+
+    # -- structure: from metadata only, idempotent; replayed by resume, load and predict -----------------
+    def build(self, learner: Learner, info: ExperienceInfo) -> None:
+        """Give the model the parts that this experience needs (adapters, columns, prompts)."""
+
+    # -- data and stages ----------------------------------------------------------------------------------
+    def before_experience(self, learner: Learner, experience: Experience) -> None:
+        """Snapshots, freezing, covariances. When an experience is resumed in its middle this runs again, on
+        the weights and state after the previous experience, so what it makes need not be in the state."""
+
+    def train_data(self, learner: Learner, experience: Experience, data: Data) -> Data:
+        """The data to train on (joint, cumulative, pseudo-samples)."""
+        return data
+
+    def stages(self, learner: Learner, experience: Experience) -> list[Stage] | None:
+        """The gradient-training phases; `[]` trains nothing; None leaves it to the others (one phase)."""
+        return None
+
+    def before_stage(self, learner: Learner, experience: Experience, stage: Stage) -> None: ...
+
+    def after_stage(self, learner: Learner, experience: Experience, stage: Stage) -> None: ...
+
+    def parameter_groups(self, learner: Learner, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The optimizer's parameter groups."""
+        return groups
+
+    # -- the step -------------------------------------------------------------------------------------------
+    def extend_batch(self, learner: Learner, batch: Batch) -> Batch:
+        """Add rows (replay). Rows carry their `source`; take a free one with `learner.source_of(self)`."""
+        return batch
+
+    def forward(self, learner: Learner, batch: Batch, run: Run) -> Output:
+        """Around the model, in training, evaluation and generation."""
+        return run(batch)
+
+    def task_loss(self, learner: Learner, batch: Batch, output: Output) -> Tensor | None:
+        """Replaces the task's loss; at most one strategy in a chain may."""
+        return None
+
+    def loss(self, learner: Learner, batch: Batch, output: Output) -> dict[str, Tensor]:
+        """Terms to add to the task's loss; each is logged under its name."""
+        return {}
+
+    def edit_gradients(self, learner: Learner) -> None:
+        """Change `.grad` in place: after unscaling, before clipping."""
+
+    def after_step(self, learner: Learner) -> None:
+        """After the optimizer has stepped (not called for a batch that only accumulates)."""
+
+    def after_batch(self, learner: Learner, batch: Batch, output: Output) -> None:
+        """After a training batch (online buffers, stored logits); `output` is detached."""
+
+    # -- the end of an experience: safe to run again after a crash ------------------------------------------
+    def after_experience(self, learner: Learner, experience: Experience) -> None:
+        """Fisher, memory, prototypes, merging."""
+
+    # -- bookkeeping ------------------------------------------------------------------------------------------
+    def cost(self) -> dict[str, int | float]:
+        """What it holds beside the model: `extra_parameters`, `stored_samples`, `bytes`."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that is not in the model: tensors and plain values only (it is loaded without unpickling)."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Chain(Strategy):
+    """Strategies side by side: losses add; data, batches, forwards and gradients pipe in the order given.
+
+    Args:
+        strategies: name → strategy; the names label loss terms and costs.
+
+    Raises:
+        ValueError: two strategies replace the task loss, or two declare stages.
+    """
+
+    def __init__(self, strategies: dict[str, Strategy]) -> None:
+        self.strategies = strategies
+        self.needs = frozenset().union(*(s.needs for s in strategies.values()))
+        for method in ("task_loss", "stages"):
+            names = [n for n, s in strategies.items() if getattr(type(s), method) is not getattr(Strategy, method)]
+            if len(names) > 1:
+                what = {"task_loss": "replace the task loss", "stages": "lay out the training stages"}[method]
+                raise ValueError(f"strategies {names} cannot be combined: both {what}, and only one may")
+
+    def __iter__(self):  # noqa: ANN204
+        return iter(self.strategies.values())
+
+    def overriding(self, method: str) -> list[Strategy]:
+        """Those that open this door (so that a step pays only for what is used)."""
+        return [s for s in self if getattr(type(s), method) is not getattr(Strategy, method)]
+
+    def build(self, learner: Learner, info: ExperienceInfo) -> None:
+        for s in self:
+            s.build(learner, info)
+
+    def before_experience(self, learner: Learner, experience: Experience) -> None:
+        for s in self:
+            s.before_experience(learner, experience)
+
+    def train_data(self, learner: Learner, experience: Experience, data: Data) -> Data:
+        for s in self:
+            data = s.train_data(learner, experience, data)
+        return data
+
+    def stages(self, learner: Learner, experience: Experience) -> list[Stage]:
+        declared = [s.stages(learner, experience) for s in self]
+        return next((stages for stages in declared if stages is not None), [Stage()])
+
+    def before_stage(self, learner: Learner, experience: Experience, stage: Stage) -> None:
+        for s in self:
+            s.before_stage(learner, experience, stage)
+
+    def after_stage(self, learner: Learner, experience: Experience, stage: Stage) -> None:
+        for s in self:
+            s.after_stage(learner, experience, stage)
+
+    def parameter_groups(self, learner: Learner, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        for s in self:
+            groups = s.parameter_groups(learner, groups)
+        return groups
+
+    def extend_batch(self, learner: Learner, batch: Batch) -> Batch:
+        for s in self:
+            batch = s.extend_batch(learner, batch)
+        return batch
+
+    def forward(self, learner: Learner, batch: Batch, run: Run) -> Output:
+        # The first strategy typed is the outermost, as in function composition.
+        for s in reversed(self.overriding("forward")):
+            run = _around(s, learner, run)
+        return run(batch)
+
+    def task_loss(self, learner: Learner, batch: Batch, output: Output) -> Tensor | None:
+        for s in self.overriding("task_loss"):
+            return s.task_loss(learner, batch, output)
+        return None
+
+    def loss(self, learner: Learner, batch: Batch, output: Output) -> dict[str, Tensor]:
+        terms: dict[str, Tensor] = {}
+        for name, s in self.strategies.items():
+            for term, value in s.loss(learner, batch, output).items():
+                terms[term if term == name else f"{name}_{term}"] = value
+        return terms
+
+    def edit_gradients(self, learner: Learner) -> None:
+        for s in self:
+            s.edit_gradients(learner)
+
+    def after_step(self, learner: Learner) -> None:
+        for s in self:
+            s.after_step(learner)
+
+    def after_batch(self, learner: Learner, batch: Batch, output: Output) -> None:
+        for s in self:
+            s.after_batch(learner, batch, output)
+
+    def after_experience(self, learner: Learner, experience: Experience) -> None:
+        for s in self:
+            s.after_experience(learner, experience)
+
+    def cost(self) -> dict[str, int | float]:
+        total: dict[str, int | float] = {}
+        for s in self:
+            for name, value in s.cost().items():
+                total[name] = total.get(name, 0) + value
+        return total
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: s.state_dict() for name, s in self.strategies.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, s in self.strategies.items():
+            s.load_state_dict(state[name])
+
+
+def _around(strategy: Strategy, learner: Learner, run: Run) -> Run:
+    return lambda batch: strategy.forward(learner, batch, run)

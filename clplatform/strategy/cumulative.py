@@ -1,0 +1,27 @@
+"""Cumulative training: the model goes on from where it is, on the data of all experiences so far.
+
+An upper bound that keeps all data, so no strategy in the sense of the field. Its cost grows with the square
+of the number of experiences.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from clplatform.strategy.base import Strategy
+from clplatform.types import Data, Experience
+
+if TYPE_CHECKING:
+    from clplatform.learner import Learner
+
+
+class Cumulative(Strategy):
+    """Train on everything seen so far, starting from the current weights."""
+
+    family = "baseline"
+    needs = frozenset({"past_data"})
+
+    def train_data(self, learner: Learner, experience: Experience, data: Data) -> Data:
+        for past in reversed(learner.past):
+            data = past + data
+        return data

@@ -1,0 +1,82 @@
+"""Experience replay (Robins 1995; Chaudhry et al. 2019, "On Tiny Episodic Memories in Continual Learning").
+
+Every batch B of the current experience is extended by a batch M drawn from a memory of earlier samples, and
+the loss is the mean over both:
+
+    L = 1/(|B|+|M|) Σ_{(x,y) ∈ B ∪ M} ℓ(f(x), y)
+
+After an experience each of its samples competes once for a place (so epochs do not count a sample twice):
+`reservoir` keeps a uniform sample of all that was seen, `class_balanced` an equal share of each class. With
+`update: batch` samples compete as they are trained on for the first time, and are drawn from then on, as in online
+learning.
+
+Costs `capacity` stored samples, and |M| more samples in every step from the second experience on.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import torch
+from annotated_types import Ge
+
+from clplatform.memory.buffer import Buffer, Policy, append, raw_rows
+from clplatform.strategy.base import Strategy
+from clplatform.types import Batch, Experience, Output
+
+if TYPE_CHECKING:
+    from clplatform.learner import Learner
+
+
+class Replay(Strategy):
+    """Train on a memory of earlier samples along with the new ones.
+
+    Args:
+        capacity: samples in the memory.
+        batch_size: samples drawn in each step; None: as many as the batch has.
+        policy: which samples the memory keeps.
+        update: after each `experience`, or with every `batch` of its first epoch.
+        device: where the memory lives.
+    """
+
+    family = "replay"
+    needs = frozenset({"memory"})
+
+    def __init__(
+        self,
+        *,
+        capacity: Annotated[int, Ge(1)],
+        batch_size: Annotated[int, Ge(1)] | None,
+        policy: Policy,
+        update: Literal["experience", "batch"],
+        device: str,
+    ) -> None:
+        self.buffer = Buffer(capacity=capacity, policy=policy, device=device)
+        self.batch_size, self.update = batch_size, update
+        self.ready = False  # is there the memory of an earlier experience?
+
+    def extend_batch(self, learner: Learner, batch: Batch) -> Batch:
+        if not (self.ready or (self.update == "batch" and len(self.buffer))):
+            return batch
+        rows = self.buffer.sample(self.batch_size or len(batch["labels"]), learner.generator)
+        return append(batch, rows, learner.source_of(self))
+
+    def after_batch(self, learner: Learner, batch: Batch, output: Output) -> None:
+        if self.update == "batch" and learner.current_epoch == 0:
+            self.buffer.add(raw_rows(batch), learner.generator)
+
+    def after_experience(self, learner: Learner, experience: Experience) -> None:
+        if self.update == "experience":
+            for rows in torch.arange(len(experience.train)).split(1024):
+                self.buffer.add(raw_rows(experience.train.fetch(rows)), learner.generator)
+        self.ready = True
+
+    def cost(self) -> dict[str, int | float]:
+        return self.buffer.cost()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"buffer": self.buffer.state_dict(), "ready": self.ready}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.buffer.load_state_dict(state["buffer"])
+        self.ready = state["ready"]
