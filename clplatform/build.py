@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
+from hydra.utils import get_object
 
-from clplatform.config import EXTRA
+from clplatform.config import EXTRA, OURS
 from clplatform.data import derive_seed
 from clplatform.fitting import Fitter
 from clplatform.learner import Learner
@@ -17,18 +18,43 @@ from clplatform.strategy.base import Chain, Strategy
 from clplatform.types import ClplatformError, Stream, StreamInfo
 
 
+def make(node: dict[str, Any], **given: Any) -> Any:
+    """Call a node's `_target_` with its values and what the platform gives; nested nodes first.
+
+    Unlike Hydra's `instantiate` it passes objects through as they are and lets exceptions through.
+    """
+    target = get_object(node["_target_"])
+    values = {k: _make_nested(v) for k, v in node.items() if k not in OURS} | given
+    return partial(target, **values) if node.get("_partial_") else target(**values)
+
+
+def _make_nested(value: Any) -> Any:
+    if isinstance(value, dict) and "_target_" in value:
+        return make(value)
+    if isinstance(value, list):
+        return [_make_nested(v) for v in value]
+    return value
+
+
+def build_tokenizer(config: dict[str, Any]) -> Any:
+    """The pretrained backbone's tokenizer; None where there is none (the stream then trains its own)."""
+    if not takes_tokenizer(config["stream"]):
+        return None
+    from clplatform.backbone.pretrained import tokenizer_source
+    from clplatform.stream.tokenizer import load_tokenizer
+
+    source = tokenizer_source(config["backbone"])
+    return load_tokenizer(source) if source else None
+
+
 def build_stream(config: dict[str, Any], tokenizer: Any = None) -> Stream:
-    """The stream, tokenized for the backbone if it is text."""
+    """The stream; a text stream is tokenized for the backbone."""
     node = {k: v for k, v in config["stream"].items() if k not in EXTRA["stream"]}
-    return instantiate(node, tokenizer=tokenizer, _convert_="all") if is_text(node) else instantiate(node, _convert_="all")
+    given = {"tokenizer": tokenizer} if takes_tokenizer(node) else {}
+    return make(node, **given)
 
 
-def is_text(node: dict[str, Any]) -> bool:
-    """Does this stream take a tokenizer?"""
-    import inspect
-
-    from hydra.utils import get_object
-
+def takes_tokenizer(node: dict[str, Any]) -> bool:
     return "tokenizer" in inspect.signature(get_object(node["_target_"])).parameters
 
 
@@ -39,7 +65,7 @@ def build_strategies(config: dict[str, Any]) -> Chain:
         ClplatformError: they cannot be combined.
     """
     strategies: dict[str, Strategy] = {
-        name: instantiate(node, _convert_="all") for name, node in config["strategy"].items()
+        name: make(node) for name, node in config["strategy"].items()
     }
     try:
         return Chain(strategies)
@@ -74,6 +100,18 @@ def check_needs(chain: Chain, info: StreamInfo, config: dict[str, Any]) -> None:
                 )
 
 
+def check_capacity(chain: Chain, info: StreamInfo) -> None:
+    """A memory must have room for a sample of every class."""
+    n_classes = len(info.class_names)
+    for name, strategy in chain.strategies.items():
+        capacity = getattr(getattr(strategy, "buffer", None), "capacity", None)
+        if capacity is not None and capacity < n_classes:
+            raise ClplatformError(
+                f"strategy.{name}.capacity={capacity} is smaller than the {n_classes} classes of stream={info.name}; "
+                f"give it {n_classes} or more"
+            )
+
+
 def build_learner(
     config: dict[str, Any], info: StreamInfo, chain: Chain, *, augment: Any = None, assets: Path | None = None
 ) -> Learner:
@@ -86,15 +124,15 @@ def build_learner(
     given: dict[str, Any] = {"input": info.input}
     if assets is not None:
         given |= {"load_weights": False, "assets": assets}
-    backbone = instantiate(config["backbone"], **given, _convert_="all")
-    make_head = partial(instantiate, config["head"], feature_size=backbone.feature_size, _convert_="all")
+    backbone = make(config["backbone"], **given)
+    make_head = partial(make, config["head"], feature_size=backbone.feature_size)
     return Learner(
         backbone=backbone,
         make_head=make_head,
         chain=chain,
         info=info,
-        optimizer=instantiate(config["optimizer"], _convert_="all"),
-        schedule=instantiate(config["scheduler"], _convert_="all"),
+        optimizer=make(config["optimizer"]),
+        schedule=make(config["scheduler"]),
         augment=augment,
         label_smoothing=config["label_smoothing"],
         batch_size=config["batch_size"],

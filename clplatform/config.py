@@ -184,7 +184,7 @@ def check_value(path: str, value: Any, kind: Any) -> None:
     except (PydanticSchemaGenerationError, PydanticUserError):
         return  # a type that pydantic does not know: its constructor checks it
     try:
-        adapter.validate_python(value)
+        adapter.validate_json(json.dumps(value))  # as JSON a list may be a tuple, as it must from YAML
     except ValidationError as error:
         reasons = list(dict.fromkeys(e["msg"][0].lower() + e["msg"][1:] for e in error.errors()))
         raise ClplatformError(f"{path}={value}: {'; or '.join(reasons[:3])}") from None

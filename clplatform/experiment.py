@@ -19,6 +19,7 @@ from clplatform.evaluate import confusion, evaluate_row
 from clplatform.fitting import Fitter
 from clplatform.learner import Learner
 from clplatform.results import Results
+from clplatform.saved import save_model
 from clplatform.types import ClplatformError, Experience, ExperienceInfo, Stream
 
 
@@ -41,6 +42,7 @@ class Experiment:
         fitter: trains a stage.
         results: the record to fill.
         run_dir: where everything is written.
+        config: the resolved configuration, saved with the model.
         seed: of training.
         observers: see `Observer`.
     """
@@ -53,11 +55,12 @@ class Experiment:
         fitter: Fitter,
         results: Results,
         run_dir: Path,
+        config: dict[str, Any],
         seed: int,
         observers: list[Observer] | None = None,
     ) -> None:
         self.learner, self.stream, self.fitter, self.results = learner, stream, fitter, results
-        self.run_dir, self.seed, self.observers = run_dir, seed, observers or []
+        self.run_dir, self.config, self.seed, self.observers = run_dir, config, seed, observers or []
         self.checkpoints = run_dir / "checkpoints"
         probe = fitter.make_trainer()
         self.device = probe.strategy.root_device
@@ -156,6 +159,7 @@ class Experiment:
 
     def _finish(self) -> None:
         self.results.confusion = confusion(self.learner, self.stream, self.fitter.eval_batch_size)
+        save_model(self.run_dir / "model", self.learner, self.stream, self.config)
         self.results.status = "completed"
         self.results.save(self.run_dir)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,12 +13,16 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.utilities.warnings import PossibleUserWarning
 from pytorch_lightning.callbacks import EarlyStopping
 
 from clplatform.checkpoint import AtomicCheckpointIO, StepCheckpoint
 from clplatform.data import Loader
 from clplatform.learner import Learner
 from clplatform.types import Data, Experience, Stage
+
+# Lightning tells with every Trainer which devices there are; a run has one Trainer for each experience.
+logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
 
 
 class KeepBest(pl.Callback):
@@ -114,7 +120,10 @@ class Fitter:
 
         learner.after_batch, learner.stage = after_batch, stage
         learner.train()
-        with trainable(learner, stage.trainable):
+        with trainable(learner, stage.trainable), warnings.catch_warnings():
+            # Remarks such as "you defined a validation_step but have no val_dataloader": meant so.
+            warnings.simplefilter("ignore", PossibleUserWarning)
+            warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 with torch 2.15
             trainer.fit(learner, loader, validation, ckpt_path=str(resume_from) if resume_from else None)
         learner.to(trainer.strategy.root_device)  # Lightning moves the module to the CPU after a fit
 

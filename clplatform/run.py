@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import signal
-import sys
 import traceback
 import uuid
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +33,6 @@ def execute(config: dict[str, Any], run_dir: Path, *, resume: bool = False) -> R
     check(config, notices)
     if not resume and (run_dir / "results.json").exists():
         raise ClplatformError(f"{run_dir} holds a run already; go on with `clplatform resume {run_dir}`")
-    _quiet()
     from clplatform.tracking.environment import environment
 
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -71,9 +67,9 @@ def assemble(config: dict[str, Any], run_dir: Path, *, resume: bool, notices: li
     chain = build.build_strategies(config)
     stream = build.build_stream(config, build.build_tokenizer(config))
     build.check_needs(chain, stream.info, config)
+    build.check_capacity(chain, stream.info)
     learner = build.build_learner(config, stream.info, chain, augment=stream.augment if stream.augments else None)
-    build.check_combination(chain, learner, stream.info, config)
-    threads = set_threads(config["threads"], learner, stream, config["batch_size"])
+    threads = set_threads(config["threads"], learner.backbone, config["batch_size"], learner.backbone.n_tokens)
     results = Results.load(run_dir) if resume else new_results(config, stream, learner)
     if not resume:
         results.notes += [*notices, *stream.notes, f"PyTorch threads: {threads}"]
@@ -128,18 +124,3 @@ def new_results(config: dict[str, Any], stream: Stream, learner: Any) -> Results
         primary_metric={"name": info.primary_metric, "higher_is_better": info.higher_is_better},
         code=code_state(),
     )
-
-
-def _quiet() -> None:
-    """Lightning's own remarks (devices, missing workers) say nothing that a user of the platform can act on."""
-    import logging
-
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric|lightning_utilities")
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
-
-
-def stop_politely() -> None:
-    """Turn SIGTERM outside of training into a clean exit with its usual code."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))

@@ -162,7 +162,13 @@ class Stream(Protocol):
     """A sequence of experiences over an Avalanche benchmark."""
 
     info: StreamInfo
-    benchmark: Any  # the Avalanche benchmark: streams `train`, `validation` (if there is one) and `test`
+    augments: bool  # does `augment` change anything?
+    notes: list[str]  # facts for the report (texts that were cut, samples that were left out)
+
+    @property
+    def benchmark(self) -> Any:
+        """The Avalanche benchmark: streams `train`, `validation` (if there is one) and `test`."""
+        ...
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> Experience: ...

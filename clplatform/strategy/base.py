@@ -31,12 +31,14 @@ class Strategy:
         family: `baseline`, `regularization`, `replay`, `distillation`, `expansion`, ...
         needs: what it cannot do without, of `task_ids` (at inference), `boundaries`, `memory`,
             `pretrained`, `hidden_states`, `transformer`, `past_data` (`learner.past`: upper bounds only).
+        excludes: families it cannot be combined with.
         first_experience_is_finetuning: in the first experience the weights are bit-identical to those of
             plain fine-tuning (the contract test holds it to this word); if not, `why_not` says why.
     """
 
     family: ClassVar[str] = "baseline"
     needs: frozenset[str] = frozenset()
+    excludes: ClassVar[frozenset[str]] = frozenset()
     first_experience_is_finetuning: ClassVar[bool] = True
     why_not: ClassVar[str] = ""
 
@@ -114,24 +116,33 @@ class Chain(Strategy):
         strategies: name → strategy; the names label loss terms and costs.
 
     Raises:
-        ValueError: two strategies replace the task loss, or two declare stages.
+        ValueError: two strategies replace the task loss or declare stages, or one excludes another.
     """
 
     def __init__(self, strategies: dict[str, Strategy]) -> None:
         self.strategies = strategies
+        self.names = {s: name for name, s in strategies.items()}
         self.needs = frozenset().union(*(s.needs for s in strategies.values()))
         for method in ("task_loss", "stages"):
             names = [n for n, s in strategies.items() if getattr(type(s), method) is not getattr(Strategy, method)]
             if len(names) > 1:
                 what = {"task_loss": "replace the task loss", "stages": "lay out the training stages"}[method]
-                raise ValueError(f"strategies {names} cannot be combined: both {what}, and only one may")
+                raise ValueError(f"{' and '.join(names)} cannot be combined: both {what}, and only one may")
+        for name, s in strategies.items():
+            for other, o in strategies.items():
+                if o is not s and o.family in s.excludes:
+                    raise ValueError(f"{name} cannot be combined with {other}, a {o.family} strategy: {s.why_not}")
+        self._open: dict[str, list[Strategy]] = {}
 
     def __iter__(self):  # noqa: ANN204
         return iter(self.strategies.values())
 
-    def overriding(self, method: str) -> list[Strategy]:
-        """Those that open this door (so that a step pays only for what is used)."""
-        return [s for s in self if getattr(type(s), method) is not getattr(Strategy, method)]
+    def open(self, door: str) -> list[Strategy]:
+        """Those that open this door, so that a step pays only for what is used."""
+        if door not in self._open:
+            default = getattr(Strategy, door)
+            self._open[door] = [s for s in self if getattr(type(s), door) is not default]
+        return self._open[door]
 
     def build(self, learner: Learner, info: ExperienceInfo) -> None:
         for s in self:
@@ -164,38 +175,39 @@ class Chain(Strategy):
         return groups
 
     def extend_batch(self, learner: Learner, batch: Batch) -> Batch:
-        for s in self:
+        for s in self.open("extend_batch"):
             batch = s.extend_batch(learner, batch)
         return batch
 
     def forward(self, learner: Learner, batch: Batch, run: Run) -> Output:
         # The first strategy typed is the outermost, as in function composition.
-        for s in reversed(self.overriding("forward")):
+        for s in reversed(self.open("forward")):
             run = _around(s, learner, run)
         return run(batch)
 
     def task_loss(self, learner: Learner, batch: Batch, output: Output) -> Tensor | None:
-        for s in self.overriding("task_loss"):
+        for s in self.open("task_loss"):
             return s.task_loss(learner, batch, output)
         return None
 
     def loss(self, learner: Learner, batch: Batch, output: Output) -> dict[str, Tensor]:
         terms: dict[str, Tensor] = {}
-        for name, s in self.strategies.items():
+        for s in self.open("loss"):
+            name = self.names[s]
             for term, value in s.loss(learner, batch, output).items():
                 terms[term if term == name else f"{name}_{term}"] = value
         return terms
 
     def edit_gradients(self, learner: Learner) -> None:
-        for s in self:
+        for s in self.open("edit_gradients"):
             s.edit_gradients(learner)
 
     def after_step(self, learner: Learner) -> None:
-        for s in self:
+        for s in self.open("after_step"):
             s.after_step(learner)
 
     def after_batch(self, learner: Learner, batch: Batch, output: Output) -> None:
-        for s in self:
+        for s in self.open("after_batch"):
             s.after_batch(learner, batch, output)
 
     def after_experience(self, learner: Learner, experience: Experience) -> None:

@@ -1,0 +1,99 @@
+"""What a report says, apart from how it is written: a document of sections that HTML and Markdown both render."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph."""
+
+    text: str
+    kind: Literal["text"] = "text"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table; the first cell of each row is its header. `folded`: long, so shown on demand where that exists.
+    `links`: row number → address for its first cell. `prose`: cells are text and not numbers."""
+
+    caption: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    folded: bool = False
+    prose: bool = False
+    links: dict[int, str] = field(default_factory=dict)
+    kind: Literal["table"] = "table"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure as inline SVG with a title, one sentence that helps to read it, and what it shows in words."""
+
+    title: str
+    svg: str
+    help: str
+    alternative: str
+    wide: bool = False
+    kind: Literal["figure"] = "figure"
+
+
+@dataclass(frozen=True)
+class Code:
+    """Text in a fixed-width font."""
+
+    caption: str
+    text: str
+    folded: bool = False
+    language: str = ""
+    kind: Literal["code"] = "code"
+
+
+@dataclass(frozen=True)
+class Points:
+    """A list of remarks."""
+
+    items: Sequence[str]
+    kind: Literal["points"] = "points"
+
+
+Part: TypeAlias = Text | Table | Figure | Code | Points
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a document with a heading."""
+
+    name: str
+    title: str
+    parts: Sequence[Part]
+
+
+@dataclass(frozen=True)
+class Headline:
+    """One number that a reader sees first, and what it means."""
+
+    label: str
+    value: str
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Document:
+    """A report.
+
+    Args:
+        banner: what a reader must know before any number (the run failed, or still runs); "" if nothing.
+        facts: name and value of what the report is about.
+    """
+
+    title: str
+    subtitle: str
+    status: str
+    banner: str
+    facts: Sequence[tuple[str, str]]
+    headlines: Sequence[Headline]
+    sections: Sequence[Section]

@@ -1,0 +1,216 @@
+"""Where image data sets come from: embedded, local files in their published format, or a download.
+
+A loader takes `data_dir` (None: `$CLPLATFORM_DATA/<name>`, else the download cache) and returns the training and the
+test set as (images uint8 [N, C, H, W], labels int64 [N]) and the names of the classes.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import struct
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clplatform.data import derive_seed
+from clplatform.types import ClplatformError
+
+Labelled = tuple[Tensor, Tensor]
+Loaded = tuple[Labelled, Labelled, Sequence[str]]
+
+FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+
+
+def digits(data_dir: str | None = None) -> Loaded:
+    """scikit-learn's 1,797 handwritten digits of 8×8 pixels (0 … 16, here 0 … 255), embedded in that package.
+    A fixed quarter of each class is the test set."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    x = torch.from_numpy(np.asarray(data.images)).mul(255 / 16).round().to(torch.uint8)[:, None]
+    y = torch.from_numpy(np.asarray(data.target)).long()
+    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(derive_seed("digits", "test")))
+    test = torch.zeros(len(y), dtype=torch.bool)
+    for c in range(10):
+        rows = order[y[order] == c]
+        test[rows[: len(rows) // 4]] = True
+    return (x[~test], y[~test]), (x[test], y[test]), [str(c) for c in range(10)]
+
+
+def mnist(data_dir: str | None = None) -> Loaded:
+    """MNIST from its four IDX files."""
+    return _idx("mnist", data_dir, [str(c) for c in range(10)])
+
+
+def fashion_mnist(data_dir: str | None = None) -> Loaded:
+    """Fashion-MNIST from its four IDX files."""
+    return _idx("fashion_mnist", data_dir, FASHION)
+
+
+def _idx(name: str, data_dir: str | None, class_names: Sequence[str]) -> Loaded:
+    folder = data_folder(name, data_dir)
+    if folder is None:
+        return _torchvision(name, class_names)
+    parts = []
+    for prefix in ("train", "t10k"):
+        images = read_idx(_find(folder, f"{prefix}-images-idx3-ubyte", f"{prefix}-images.idx3-ubyte"))
+        labels = read_idx(_find(folder, f"{prefix}-labels-idx1-ubyte", f"{prefix}-labels.idx1-ubyte"))
+        if images.ndim != 3 or len(images) != len(labels):
+            raise ClplatformError(f"{folder}: {prefix} has {list(images.shape)} images for {len(labels)} labels")
+        parts.append((torch.from_numpy(images)[:, None], torch.from_numpy(labels).long()))
+    return parts[0], parts[1], class_names
+
+
+def _find(folder: Path, *names: str) -> Path:
+    candidates = [base / (name + end) for base in (folder, folder / "raw") for name in names for end in ("", ".gz")]
+    for path in candidates:
+        if path.is_file():
+            return path
+    raise ClplatformError(
+        f"{folder} lacks {names[0]} (or {names[0]}.gz): put the four IDX files of the data set there"
+    )
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """An IDX file of unsigned bytes, compressed or not.
+
+    Format: two zero bytes, the type (8: unsigned byte), the number of dimensions, each as a big-endian 32-bit
+    integer, then the values.
+
+    Raises:
+        ClplatformError: it is something else, or cut off.
+    """
+    content = path.read_bytes()
+    if content[:2] == b"\x1f\x8b":
+        try:
+            content = gzip.decompress(content)
+        except (EOFError, OSError) as error:
+            raise ClplatformError(f"{path} is damaged ({error}): get it again") from None
+    if len(content) < 4 or content[:3] != b"\x00\x00\x08":
+        raise ClplatformError(f"{path} is not an IDX file of unsigned bytes")
+    n = content[3]
+    shape = struct.unpack(f">{n}I", content[4 : 4 + 4 * n]) if len(content) >= 4 + 4 * n else ()
+    values = np.frombuffer(content, np.uint8, offset=min(len(content), 4 + 4 * n))
+    if len(shape) != n or values.size != np.prod(shape):
+        raise ClplatformError(f"{path} is cut off or too long: {values.size} values for the shape {list(shape)}")
+    return values.reshape(shape).copy()
+
+
+def data_folder(name: str, data_dir: str | None) -> Path | None:
+    """The folder of a data set: `data_dir`, or `$CLPLATFORM_DATA/<name>` if it is there, or None.
+
+    Raises:
+        ClplatformError: `data_dir` is given and is not there.
+    """
+    if data_dir is not None:
+        folder = Path(data_dir).expanduser()
+        if not folder.is_dir():
+            raise ClplatformError(f"stream.data_dir={data_dir}: there is no such folder")
+        return folder / name if (folder / name).is_dir() else folder
+    root = os.environ.get("CLPLATFORM_DATA")
+    folder = Path(root).expanduser() / name if root else None
+    return folder if folder is not None and folder.is_dir() else None
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "clplatform"
+
+
+def missing(name: str, files: str, error: object = None) -> ClplatformError:
+    """What to say when a data set is neither here nor to be had."""
+    why = f" and the download failed ({type(error).__name__})" if error is not None else ""
+    return ClplatformError(
+        f"the data set {name} is not here{why}: put {files} into a folder and give stream.data_dir=<folder>, "
+        f"or into $CLPLATFORM_DATA/{name}"
+    )
+
+
+def _torchvision(name: str, class_names: Sequence[str] | None = None) -> Loaded:
+    """Download through torchvision (a failing network gives up after seconds, not minutes)."""
+    import socket
+
+    from torchvision import datasets
+
+    kinds = {
+        "mnist": (datasets.MNIST, "the four IDX files"),
+        "fashion_mnist": (datasets.FashionMNIST, "the four IDX files"),
+        "cifar10": (datasets.CIFAR10, "cifar-10-batches-py"),
+        "cifar100": (datasets.CIFAR100, "cifar-100-python"),
+    }
+    kind, files = kinds[name]
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(10)
+    try:
+        train, test = (kind(str(cache_folder()), train=flag, download=True) for flag in (True, False))
+    except Exception as error:
+        raise missing(name, files, error) from error
+    finally:
+        socket.setdefaulttimeout(timeout)
+    return _tensors(train), _tensors(test), class_names or train.classes
+
+
+def _tensors(data: object) -> Labelled:
+    x = torch.as_tensor(data.data)  # type: ignore[attr-defined]
+    x = x[:, None] if x.ndim == 3 else x.permute(0, 3, 1, 2).contiguous()
+    return x, torch.as_tensor(data.targets).long()  # type: ignore[attr-defined]
+
+
+def _cifar(name: str, data_dir: str | None) -> Loaded:
+    """CIFAR from its published folder of batches, read by torchvision (which checks their checksums)."""
+    from torchvision import datasets
+
+    folder = data_folder(name, data_dir)
+    if folder is None:
+        return _torchvision(name)
+    kind = datasets.CIFAR10 if name == "cifar10" else datasets.CIFAR100
+    root = folder.parent if folder.name == kind.base_folder else folder
+    try:
+        train, test = (kind(str(root), train=flag) for flag in (True, False))
+    except RuntimeError:
+        raise ClplatformError(f"{folder}: put the folder {kind.base_folder} of the published archive there") from None
+    return _tensors(train), _tensors(test), train.classes
+
+
+def cifar10(data_dir: str | None = None) -> Loaded:
+    """CIFAR-10."""
+    return _cifar("cifar10", data_dir)
+
+
+def cifar100(data_dir: str | None = None) -> Loaded:
+    """CIFAR-100."""
+    return _cifar("cifar100", data_dir)
+
+
+def tiny_imagenet(data_dir: str | None = None) -> Loaded:
+    """Tiny ImageNet from its published folder (`train/<class>/images`, `val/images`, `val/val_annotations.txt`)."""
+    from torchvision.io import ImageReadMode, decode_image
+
+    folder = data_folder("tiny_imagenet", data_dir)
+    if folder is None or not (folder / "wnids.txt").is_file():
+        raise missing("tiny_imagenet", "the unpacked tiny-imagenet-200 (with wnids.txt in it)")
+    names = (folder / "wnids.txt").read_text().split()
+    number = {name: i for i, name in enumerate(names)}
+    train = [(p, number[n]) for n in names for p in sorted((folder / "train" / n / "images").glob("*.JPEG"))]
+    rows = [line.split("\t") for line in (folder / "val" / "val_annotations.txt").read_text().splitlines()]
+    test = [(folder / "val" / "images" / row[0], number[row[1]]) for row in rows]
+
+    def read(items: list[tuple[Path, int]]) -> Labelled:
+        images = torch.stack([decode_image(str(path), ImageReadMode.RGB) for path, _ in items])
+        return images, torch.tensor([label for _, label in items])
+
+    return read(train), read(test), names
+
+
+LOADERS: dict[str, Callable[[str | None], Loaded]] = {
+    "digits": digits,
+    "mnist": mnist,
+    "fashion_mnist": fashion_mnist,
+    "cifar10": cifar10,
+    "cifar100": cifar100,
+    "tiny_imagenet": tiny_imagenet,
+}

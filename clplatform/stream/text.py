@@ -1,0 +1,240 @@
+"""Streams of labelled text: CLINC150, Banking77, and any CSV, JSONL or Parquet files or Hugging Face data sets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import torch
+from annotated_types import Ge, Lt
+
+from clplatform.data import TensorData
+from clplatform.stream.base import InMemoryStream, Plan, make_experiences, number_classes, plan_classes, resolve_order
+from clplatform.stream.base import split_validation as stratified
+from clplatform.stream.base import task_label
+from clplatform.stream.text_files import Texts, banking77_files, clinc150_files, hub_texts, read_files
+from clplatform.stream.tokenizer import encode, train_wordpiece
+from clplatform.types import ClplatformError, InputSpec, Scenario, StreamInfo
+
+MaxLength = Annotated[int, Ge(4)]
+VocabSize = Annotated[int, Ge(100)]
+Seed = Annotated[int, Ge(0)] | None
+Fraction = Annotated[float, Ge(0), Lt(1)]
+
+
+@dataclass
+class Source:
+    """Labelled texts of the three splits; `validation` None: taken off the training texts."""
+
+    train: Texts
+    validation: Texts | None
+    test: Texts
+    class_names: list[str]
+
+
+def clinc150(
+    *, name: str, by: Literal["intent", "domain"], scenario: Scenario, n_experiences: Annotated[int, Ge(1)] | None,
+    class_order: list[int] | None, seed: Seed, data_dir: str | None, max_length: MaxLength,
+    tokenizer_vocab_size: VocabSize, tokenizer: Any = None,
+) -> InMemoryStream:  # fmt: skip
+    """CLINC150 (Larson et al. 2019): 150 intents of 10 domains, without the out-of-scope queries.
+
+    Args:
+        by: `intent`: intents in the file's order (or shuffled by `seed`), 15 experiences of 10 by default; `domain`:
+            an experience for each domain (needs `domains.json`), whose order `seed` shuffles.
+        tokenizer: of the pretrained backbone, given by the platform; None: one is trained on the first experience.
+
+    Raises:
+        ClplatformError: the files are missing or malformed, or the numbers do not fit.
+    """
+    train, validation, test, names, domains = clinc150_files(data_dir)
+    source = Source(train, validation, test, names)
+    if by == "intent":
+        plan = plan_classes(
+            names, n_experiences or 15, scenario=scenario, seed=seed, class_order=class_order, what="clinc150"
+        )
+        titles = None
+    else:
+        if n_experiences not in (None, len(domains)) or class_order is not None:
+            raise ClplatformError(
+                f"stream.by=domain has one experience for each of the {len(domains)} domains: leave stream.n_experiences "
+                "and stream.class_order null"
+            )
+        titles = [list(domains)[i] for i in resolve_order(len(domains), seed, None, "clinc150")]
+        number = {n: i for i, n in enumerate(names)}
+        plan = number_classes([[number[c] for c in domains[t]] for t in titles], names, scenario)
+    return by_class(
+        name, source, plan, scenario, seed=seed, validation_fraction=0, max_length=max_length,
+        vocab_size=tokenizer_vocab_size, tokenizer=tokenizer, titles=titles,
+    )  # fmt: skip
+
+
+def banking77(
+    *, name: str, scenario: Scenario, n_experiences: int, class_order: list[int] | None, seed: Seed,
+    data_dir: str | None, validation_fraction: Fraction, max_length: MaxLength, tokenizer_vocab_size: VocabSize,
+    tokenizer: Any = None,
+) -> InMemoryStream:  # fmt: skip
+    """Banking77 (Casanueva et al. 2020): 77 intents of one domain, from `train.csv` and `test.csv` (text, category)."""
+    train, test, names = banking77_files(data_dir)
+    plan = plan_classes(names, n_experiences, scenario=scenario, seed=seed, class_order=class_order, what="banking77")
+    return by_class(
+        name, Source(train, None, test, names), plan, scenario, seed=seed, validation_fraction=validation_fraction,
+        max_length=max_length, vocab_size=tokenizer_vocab_size, tokenizer=tokenizer,
+    )  # fmt: skip
+
+
+def text_files(
+    *, name: str, train: str, validation: str | None, test: str, text_column: str | list[str], label_column: str,
+    experience_column: str | None, scenario: Scenario, n_experiences: int | None, class_order: list[int] | None,
+    seed: Seed, validation_fraction: Fraction, max_length: MaxLength, tokenizer_vocab_size: VocabSize,
+    tokenizer: Any = None,
+) -> InMemoryStream:  # fmt: skip
+    """Labelled text in CSV, TSV, JSONL or Parquet files.
+
+    Args:
+        text_column: one column, or two for pairs of texts.
+        experience_column: its values name the experiences, in the order of their first row; None: classes are dealt to
+            `n_experiences`.
+    """
+    columns = [text_column] if isinstance(text_column, str) else text_column
+    read: Callable[[str], Texts] = lambda path: read_files(path, columns, label_column, experience_column)  # noqa: E731
+    source = make_source(read(train), read(validation) if validation else None, read(test))
+    return labelled(
+        name, source, scenario, n_experiences, class_order, seed, validation_fraction, max_length,
+        tokenizer_vocab_size, tokenizer, experience_column is not None,
+    )  # fmt: skip
+
+
+def hf_text(
+    *, name: str, dataset: str, subset: str | None, train_split: str, validation_split: str | None, test_split: str,
+    text_column: str | list[str], label_column: str, experience_column: str | None, scenario: Scenario,
+    n_experiences: int | None, class_order: list[int] | None, seed: Seed, validation_fraction: Fraction,
+    max_length: MaxLength, tokenizer_vocab_size: VocabSize, tokenizer: Any = None,
+) -> InMemoryStream:  # fmt: skip
+    """Labelled text from Hugging Face `datasets`: a name on the hub, or a folder written by `save_to_disk`."""
+    columns = [text_column] if isinstance(text_column, str) else text_column
+    splits = [train_split, *([validation_split] if validation_split else []), test_split]
+    parts = hub_texts(dataset, subset, splits, columns, label_column, experience_column)
+    source = make_source(parts[0], parts[1] if validation_split else None, parts[-1])
+    return labelled(
+        name, source, scenario, n_experiences, class_order, seed, validation_fraction, max_length,
+        tokenizer_vocab_size, tokenizer, experience_column is not None,
+    )  # fmt: skip
+
+
+def make_source(train: Texts, validation: Texts | None, test: Texts) -> Source:
+    """Number the labels in the order of the training texts.
+
+    Raises:
+        ClplatformError: a label of another split is never trained on.
+    """
+    names = list(dict.fromkeys(train.labels))
+    known = set(names)
+    for texts in (validation, test):
+        if texts is not None:
+            for i, label in enumerate(texts.labels):
+                if label not in known:
+                    raise ClplatformError(f"{texts.where(i)}: the label {label!r} is not among the training labels")
+    return Source(train, validation, test, names)
+
+
+def labelled(
+    name: str, source: Source, scenario: Scenario, n_experiences: int | None, class_order: list[int] | None,
+    seed: int | None, validation_fraction: float, max_length: int, vocab_size: int, tokenizer: Any, by_column: bool,
+) -> InMemoryStream:  # fmt: skip
+    """Experiences by classes, or by a column of the files."""
+    settings: dict[str, Any] = {
+        "seed": seed, "validation_fraction": validation_fraction, "max_length": max_length, "vocab_size": vocab_size,
+        "tokenizer": tokenizer,
+    }  # fmt: skip
+    if not by_column:
+        if n_experiences is None:
+            raise ClplatformError("stream.n_experiences is missing: say how many, or name a stream.experience_column")
+        plan = plan_classes(
+            source.class_names, n_experiences, scenario=scenario, seed=seed, class_order=class_order, what=name
+        )
+        return by_class(name, source, plan, scenario, **settings)
+    titles = list(dict.fromkeys(source.train.experiences or []))
+    titles = [titles[i] for i in resolve_order(len(titles), seed, None, name)]
+    number = {n: i for i, n in enumerate(source.class_names)}
+    labels_of: dict[str, list[int]] = {t: [] for t in titles}
+    for title, label in zip(source.train.experiences or [], source.train.labels, strict=True):
+        if number[label] not in labels_of[title]:
+            labels_of[title].append(number[label])
+    groups = [labels_of[t] for t in titles]
+    shared = scenario == "domain_incremental" and all(set(g) == set(groups[0]) for g in groups)
+    plan = (
+        Plan(groups, torch.arange(len(number)), tuple(source.class_names))
+        if shared
+        else number_classes(groups, source.class_names, scenario)
+    )
+    return by_class(name, source, plan, scenario, titles=titles, by_title=True, **settings)
+
+
+def by_class(
+    name: str, source: Source, plan: Plan, scenario: Scenario, *, seed: int | None, validation_fraction: float,
+    max_length: int, vocab_size: int, tokenizer: Any, titles: Sequence[str] | None = None, by_title: bool = False,
+) -> InMemoryStream:  # fmt: skip
+    """Tokenize, and give each experience its rows (by class, or by the files' experience column)."""
+    number = {n: i for i, n in enumerate(source.class_names)}
+    splits = {"train": source.train, "validation": source.validation, "test": source.test}
+    rows: dict[str, list[torch.Tensor]] = {}
+    originals: dict[str, torch.Tensor] = {}
+    for split, texts in splits.items():
+        if texts is None:
+            continue
+        y = torch.tensor([number[label] for label in texts.labels])
+        originals[split] = y
+        if by_title:
+            of = {t: i for i, t in enumerate(titles or [])}
+            position = torch.tensor([of.get(t, -1) for t in texts.experiences or []])
+            rows[split] = [(position == i).nonzero()[:, 0] for i in range(len(plan.groups))]
+        else:
+            rows[split] = [torch.isin(y, torch.tensor(g)).nonzero()[:, 0] for g in plan.groups]
+    held_out = None
+    if source.validation is None and validation_fraction > 0:
+        held_out = [stratified(originals["train"][r], validation_fraction, seed) for r in rows["train"]]
+    notes: list[str] = []
+    if tokenizer is None:
+        first = rows["train"][0] if held_out is None else rows["train"][0][held_out[0][0]]
+        tokenizer = train_wordpiece([source.train.joined(int(i)) for i in first], vocab_size)
+        notes.append(f"WordPiece tokenizer with {len(tokenizer)} tokens trained on the first experience's training texts")
+    columns: dict[str, dict[str, torch.Tensor]] = {}
+    start = 0
+    for split, texts in splits.items():
+        if texts is not None:
+            encoded = encode(tokenizer, texts.texts, max_length)
+            full = int((encoded["attention_mask"].sum(1) >= max_length).sum())
+            if full:
+                notes.append(f"{full} of {len(texts.labels)} {split} texts reach stream.max_length={max_length} tokens and may be cut")
+            index = torch.arange(start, start + len(texts.labels))
+            columns[split] = {**encoded, "labels": plan.number_of[originals[split]], "index": index}
+            start += len(index)
+    parts: list[dict[str, TensorData | None]] = []
+    for i in range(len(plan.groups)):
+        part: dict[str, TensorData | None] = {"validation": None}
+        for split, shared in columns.items():
+            task = torch.full_like(shared["labels"], task_label(scenario, i))
+            part[split] = TensorData({**shared, "task_labels": task}, rows=rows[split][i])
+        if held_out is not None:
+            kept, out = held_out[i]
+            train = part["train"]
+            assert train is not None
+            part["train"], part["validation"] = train.select(kept), train.select(out)
+        parts.append(part)
+    classes = [tuple(sorted(set(plan.number_of[g].tolist()))) for g in plan.groups]
+    info = StreamInfo(
+        name=name,
+        scenario=scenario,
+        problem="classification",
+        n_experiences=len(parts),
+        classes_per_experience=tuple(len(c) for c in classes),
+        class_names=plan.class_names,
+        seed=-1 if seed is None else seed,
+        input=InputSpec(
+            "text", vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, max_length=max_length
+        ),
+        task_ids=scenario == "task_incremental",
+    )
+    return InMemoryStream(info, make_experiences(parts, classes, scenario, titles), None, tokenizer, notes)

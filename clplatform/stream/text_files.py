@@ -1,0 +1,183 @@
+"""Reading labelled text, with errors that name the file and the line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clplatform.stream.image_files import data_folder, missing
+from clplatform.types import ClplatformError
+
+
+@dataclass
+class Texts:
+    """Labelled texts of one file.
+
+    Args:
+        texts: a text, or a pair, for each sample.
+        experiences: names of the experiences they belong to, if a column says so.
+        first_line: line of the first sample in the file.
+    """
+
+    path: str
+    texts: list[Any]
+    labels: list[str]
+    experiences: list[str] | None = None
+    first_line: int = 1
+
+    def __post_init__(self) -> None:
+        for i, text in enumerate(self.texts):
+            for part in (text,) if isinstance(text, str) else text:
+                if not isinstance(part, str) or not part.strip():
+                    raise ClplatformError(f"{self.where(i)}: the text is empty")
+        if not self.texts:
+            raise ClplatformError(f"{self.path} holds no sample")
+
+    def where(self, i: int) -> str:
+        return f"{self.path}:{self.first_line + i}"
+
+    def joined(self, i: int) -> str:
+        text = self.texts[i]
+        return text if isinstance(text, str) else " ".join(text)
+
+
+def clinc150_files(data_dir: str | None) -> tuple[Texts, Texts, Texts, list[str], dict[str, list[str]]]:
+    """Training, validation and test texts, the intents (grouped by domain if `domains.json` is there), the domains.
+
+    Raises:
+        ClplatformError: `data_full.json` is missing or malformed.
+    """
+    folder = data_folder("clinc150", data_dir)
+    path = folder / "data_full.json" if folder else None
+    if path is None or not path.is_file():
+        raise missing("clinc150", "data_full.json (and domains.json)")
+    content = read_json(path)
+    lacking = [split for split in ("train", "val", "test") if split not in content]
+    if lacking:
+        raise ClplatformError(f"{path} lacks {lacking}: it is not CLINC150's data_full.json")
+    parts = []
+    for split in ("train", "val", "test"):
+        rows = content[split]
+        parts.append(Texts(f"{path}:{split}", [r[0] for r in rows], [r[1] for r in rows]))
+    known = set(parts[0].labels)
+    domains_path = path.parent / "domains.json"
+    domains: dict[str, list[str]] = read_json(domains_path) if domains_path.is_file() else {}
+    names = [c for intents in domains.values() for c in intents] if domains else list(dict.fromkeys(parts[0].labels))
+    if set(names) != known:
+        raise ClplatformError(f"{domains_path} and {path} name different intents: {sorted(set(names) ^ known)[:3]} …")
+    return parts[0], parts[1], parts[2], names, domains
+
+
+def banking77_files(data_dir: str | None) -> tuple[Texts, Texts, list[str]]:
+    """Training and test texts and the intents in alphabetical order."""
+    folder = data_folder("banking77", data_dir)
+    if folder is None:
+        raise missing("banking77", "train.csv and test.csv (columns text, category)")
+    train, test = (read_files(str(folder / f"{split}.csv"), ["text"], "category", None) for split in ("train", "test"))
+    return train, test, sorted(set(train.labels))
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ClplatformError(f"{path} is not JSON ({error})") from None
+
+
+def read_files(path: str, text_columns: Sequence[str], label_column: str, experience_column: str | None) -> Texts:
+    """A CSV, TSV, JSONL or Parquet file.
+
+    Raises:
+        ClplatformError: the file is missing, is not UTF-8, lacks a column, or has an empty cell; with the line.
+    """
+    import pandas as pd
+
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise ClplatformError(f"there is no file {path}")
+    suffix = file.suffix.lower()
+    first_line = 1 if suffix in (".jsonl", ".ndjson", ".parquet") else 2
+    if suffix != ".parquet":
+        _check_encoding(file)
+    try:
+        if suffix == ".parquet":
+            table = pd.read_parquet(file)
+        elif suffix in (".jsonl", ".ndjson"):
+            table = pd.DataFrame([_json_line(file, i, line) for i, line in enumerate(_lines(file), start=1)])
+        elif suffix in (".csv", ".tsv"):
+            table = pd.read_csv(file, sep="\t" if suffix == ".tsv" else ",", dtype=str, keep_default_na=False)
+        else:
+            raise ClplatformError(f"{path}: files end in .csv, .tsv, .jsonl or .parquet, not {suffix or 'nothing'}")
+    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise ClplatformError(f"{path}: {error}") from None
+    return from_table(table, path, text_columns, label_column, experience_column, first_line)
+
+
+def from_table(
+    table: Any, path: str, text_columns: Sequence[str], label_column: str, experience_column: str | None, first_line: int
+) -> Texts:
+    """Texts and labels of a table's rows."""
+    needed = [*text_columns, label_column, *([experience_column] if experience_column else [])]
+    for column in needed:
+        if column not in table:
+            there = ", ".join(map(str, table.columns))
+            raise ClplatformError(f"{path}: there is no column {column!r} (there is: {there})")
+        empty = table[column].isna() | (table[column].astype(str).str.strip() == "")
+        if empty.any():
+            line = first_line + int(empty.to_numpy().argmax())
+            raise ClplatformError(f"{path}:{line}: the column {column!r} is empty")
+    columns = [table[c].astype(str).tolist() for c in text_columns]
+    texts = columns[0] if len(columns) == 1 else list(zip(*columns, strict=True))
+    experiences = table[experience_column].astype(str).tolist() if experience_column else None
+    return Texts(path, texts, table[label_column].astype(str).tolist(), experiences, first_line)
+
+
+def hub_texts(
+    dataset: str, subset: str | None, splits: Sequence[str], text_columns: Sequence[str], label_column: str,
+    experience_column: str | None,
+) -> list[Texts]:  # fmt: skip
+    """Splits of a data set of Hugging Face `datasets`; labels of a class feature by their names."""
+    try:
+        import datasets
+    except ImportError:
+        raise ClplatformError("stream=hf_text needs the package datasets: install it with `uv pip install datasets`") from None
+    try:
+        loaded: Any = datasets.load_from_disk(dataset) if Path(dataset).is_dir() else datasets.load_dataset(dataset, subset)
+    except Exception as error:
+        raise ClplatformError(f"stream.dataset={dataset}: cannot be loaded ({type(error).__name__}: {error})") from error
+    parts = []
+    for split in splits:
+        if split not in loaded:
+            raise ClplatformError(f"stream.dataset={dataset}: there is no split {split!r} (there is: {', '.join(loaded)})")
+        table = loaded[split].to_pandas()
+        feature = loaded[split].features.get(label_column)
+        if hasattr(feature, "int2str"):
+            table[label_column] = feature.int2str(table[label_column].tolist())
+        parts.append(from_table(table, f"{dataset}:{split}", text_columns, label_column, experience_column, 1))
+    return parts
+
+
+def _check_encoding(file: Path) -> None:
+    content = file.read_bytes()
+    try:
+        content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise ClplatformError(f"{file}:{line}: not UTF-8 (byte 0x{content[error.start]:02x}); convert the file") from None
+
+
+def _lines(file: Path) -> list[str]:
+    return [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def _json_line(file: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        value = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ClplatformError(f"{file}:{number}: not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise ClplatformError(f"{file}:{number}: not a JSON object")
+    return value

@@ -1,0 +1,87 @@
+"""Who watches a run: the tracker and the terminal. They read, and change nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from hydra.utils import instantiate
+
+from clplatform.learner import Learner
+from clplatform.results import Results
+from clplatform.tracking.terminal import TerminalProgress
+from clplatform.tracking.tracker import Tracker
+from clplatform.types import Experience, ExperienceInfo
+
+
+class Observers:
+    """Tells tracker and terminal how the run goes.
+
+    Args:
+        config: resolved.
+        run_dir: the run directory.
+        results: the record, for the stream's facts.
+        resume: the run goes on where it stopped.
+    """
+
+    def __init__(self, config: dict[str, Any], run_dir: Path, results: Results, *, resume: bool = False) -> None:
+        stream, metric = results.stream, results.primary_metric
+        self.batch_size = config["batch_size"]
+        self.tracker = Tracker(
+            run_dir,
+            config,
+            instantiate(config["tracking"], _convert_="all"),
+            run_id=results.run_id,
+            resume=resume,
+            experience_names=stream["experience_names"],
+            metric=metric["name"],
+            higher_is_better=metric["higher_is_better"],
+        )
+        self.terminal = TerminalProgress(stream["n_experiences"], stream["class_names"], metric=metric["name"])
+        self.callbacks: list[pl.Callback] = [self.terminal, _Validation(self)]
+        self._experience = 0
+        self._logged_step = -1
+
+    def start_experience(self, experience: Experience, learner: Learner, epochs: int) -> None:
+        self._experience = experience.index + 1
+        self.terminal.start_experience(experience.info, epochs * -(-len(experience.train) // self.batch_size))
+
+    def finish_experience(self, info: ExperienceInfo | None, results: Results, learner: Learner) -> None:
+        index = 0 if info is None else info.index + 1
+        row = results.matrix[-1]
+        self.tracker.log_experience(index, row, results.metrics, results.matrix, step=learner.steps)
+        if info is not None:
+            self.terminal.finish_experience(row)
+
+    def after_batch(self, trainer: pl.Trainer, learner: Learner, batch_idx: int) -> None:
+        """Log the loss terms at every n-th optimizer step of the run: a grid that does not move with a resume."""
+        step = learner.steps
+        if step % self.tracker.every_n_steps or step == self._logged_step:
+            return
+        self._logged_step = step
+        terms = {f"train/{name}": value for name, value in learner.last_terms.items()}
+        if trainer.optimizers:
+            terms["train/lr"] = trainer.optimizers[0].param_groups[0]["lr"]
+        self.log(trainer, learner, terms)
+
+    def log(self, trainer: pl.Trainer, learner: Learner, metrics: dict[str, Any]) -> None:
+        self.tracker.log(
+            metrics,
+            step=learner.steps,
+            experience=self._experience,
+            epoch=trainer.current_epoch,
+            stage=learner.stage.name,
+        )
+
+
+class _Validation(pl.Callback):
+    """Logs what the learner has measured on the validation split at the end of an epoch."""
+
+    def __init__(self, observers: Observers) -> None:
+        self.observers = observers
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, Learner)
+        measured = {n: v for n, v in trainer.callback_metrics.items() if n.startswith("validation/")}
+        self.observers.log(trainer, pl_module, measured)
