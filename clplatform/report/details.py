@@ -38,7 +38,7 @@ def losses(run: Run) -> Section:
     for term, points in figures.loss_terms(run.log).items():
         values = list(points.values())
         rows.append([term.removeprefix("train/"), *(f"{v:.4g}" for v in (values[0], min(values), values[-1]))])
-    parts.append(Table("Logged values of each term", ["term", "first", "lowest", "last"], rows))
+    parts.append(Table("Logged values of each term", ["term", "first", "lowest", "last"], rows, half=True))
     bad = sum(isinstance(v, str) and k.startswith("train/") for row in run.log for k, v in row.items())
     if bad:
         parts.append(Text(f"{bad} logged values are not finite (NaN or infinity): training diverged at some time."))
@@ -63,7 +63,10 @@ def confusion(run: Run) -> Section:
     names += [f"class {i}" for i in range(len(names), k)]
     sizes = [int(n) for n in stream.get("classes_per_experience") or []]
     starts = list(accumulate(sizes))[:-1] if sum(sizes) == k else []  # not where experiences share classes
-    reading = "Each row says what the samples of one class were taken for (% of the class); the diagonal is right."
+    reading = (
+        "Each row says what the samples of one class were taken for (% of the class); the diagonal is right, and blank "
+        "is none."
+    )
     if starts:
         reading += " Lines separate experiences: a bright column block means that its classes swallow the others."
     svg = figures.confusion_map(counts, names, starts)
@@ -74,9 +77,13 @@ def confusion(run: Run) -> Section:
         for i, j in order
         if wrong[i, j] > 0
     ]
-    parts: list[Part] = [Figure("Confusion matrix after the last experience", svg, reading, "", wide=True)]
+    parts: list[Part] = [Figure("Confusion matrix after the last experience", svg, reading, "", wide=k > 12)]
     if rows:
-        parts.append(Table("Commonest mistakes", ["true class", "predicted", "samples", "share of the class"], rows))
+        parts.append(
+            Table(
+                "Commonest mistakes", ["true class", "predicted", "samples", "share of the class"], rows, half=k <= 12
+            )
+        )
     return Section("confusion", name, parts)
 
 
@@ -94,7 +101,7 @@ def cost(run: Run) -> Section:
         reading = "Where the time went; a strategy that revisits old data shows bars that grow with the stream."
         parts.append(Figure("Seconds for each experience", figures.time_bars(timing), reading, ""))
     if rows:
-        parts.append(Table("Cost of the whole run", ["", "value", "what it counts"], rows))
+        parts.append(Table("Cost of the whole run", ["", "value", "what it counts"], rows, half=True, prose=True))
     if any(timing):
         phases = figures.phases(timing)
         names = run.names + [f"experience {i + 1}" for i in range(len(run.names), len(timing))]

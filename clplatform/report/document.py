@@ -18,13 +18,16 @@ class Text:
 @dataclass(frozen=True)
 class Table:
     """A table; the first cell of each row is its header. `folded`: long, so shown on demand where that exists.
-    `links`: row number → address for its first cell. `prose`: cells are text and not numbers."""
+    `half`: narrow enough to stand beside a figure. `prose`: cells are text and not numbers. `formulas`: the column
+    whose `_x` and `_{…}` are subscripts. `links`: row number → address for its first cell."""
 
     caption: str
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     folded: bool = False
+    half: bool = False
     prose: bool = False
+    formulas: int | None = None
     links: dict[int, str] = field(default_factory=dict)
     kind: Literal["table"] = "table"
 
@@ -38,6 +41,7 @@ class Figure:
     help: str
     alternative: str
     wide: bool = False
+    third: bool = False  # small: three stand side by side
     kind: Literal["figure"] = "figure"
 
 

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 Rows = Sequence[Sequence[float | None]]
 MOST_NUMBERS = 15  # a heat map with more columns has no room for numbers
-MOST_POINTS = 400  # of a curve; more are drawn as means over equal stretches of steps
+MOST_NAMED = 8  # lines with a name each; more are numbered
+MOST_POINTS = 250  # of a curve; more are drawn as means over equal stretches of steps
 
 
 def matrix_map(rows: Rows, names: Sequence[str], metric: str, name: str = "matrix", *, small: bool = False) -> str:
@@ -44,6 +45,7 @@ def lines(
     *,
     ordered: bool = False,
     bands: Mapping[str, Sequence[float | None]] | None = None,
+    wide: bool = False,
 ) -> str:
     """One line for each series over the number of experiences learned (from `first`).
 
@@ -51,7 +53,8 @@ def lines(
         ordered: the series are experiences, so that colours follow their order.
         bands: half the height of a band around a line (standard deviations).
     """
-    figure, axes = new_figure()
+    many = ordered and len(series) > MOST_NAMED
+    figure, axes = new_figure(9.0, 3.8) if many or wide else new_figure()
     scale = 100 if is_share(metric) else 1
     colors = sequence(len(series)) if ordered else [SERIES[i % len(SERIES)] for i in range(len(series))]
     last = first
@@ -65,7 +68,13 @@ def lines(
             axes.fill_between(x, y - half, y + half, color=colors[i], alpha=0.18, linewidth=0)
     axes.set_xticks([first + i for i in _some(last - first + 1, 12)])
     axes.set(xlabel="experiences learned", ylabel=ylabel)
-    if len(series) > 1:
+    if first == 1 and is_share(metric):
+        axes.set_ylim(0, 103)  # the same scale in every report: small differences look small
+    elif first > 1:
+        axes.set_ylim(bottom=min(0, axes.get_ylim()[0]), top=max(1e-9, axes.get_ylim()[1]))
+    if many:
+        _legend(axes, [str(i + 1) for i in range(len(series))], title="experience")
+    elif len(series) > 1:
         _legend(axes, list(series))
     return to_svg(figure, name, f"{ylabel} over the number of experiences learned, for {', '.join(series)}"[:400])
 
@@ -82,7 +91,7 @@ def losses(log: Sequence[Mapping[str, Any]], name: str = "losses") -> str | None
         positive.append(values[values > 0])
         label = term.removeprefix("train/")
         color = INK if label == "loss" else SERIES[i % len(SERIES)]
-        axes.plot(steps, values, color=color, linewidth=1.8 if label == "loss" else 1.3, label=label, zorder=3 - i / 99)
+        axes.plot(steps, values, color=color, linewidth=1.6 if label == "loss" else 1.2, label=label, zorder=3 - i / 99)
     for step in boundaries(log):
         axes.axvline(step, color=FAINT, linewidth=1, linestyle=(0, (3, 3)))
     found = np.concatenate(positive) if positive else np.zeros(0)
@@ -126,13 +135,15 @@ def boundaries(log: Sequence[Mapping[str, Any]]) -> list[int]:
 
 
 def thin(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """At most `MOST_POINTS` points: means over stretches with the same number of points."""
+    """At most `MOST_POINTS` points in the order of steps: means over stretches of the same number of points."""
     order = np.argsort(steps)
     steps, values = steps[order].astype(float), values[order].astype(float)
     if len(steps) <= MOST_POINTS:
         return steps, values
-    parts = [np.array_split(a, MOST_POINTS) for a in (steps, values)]
-    return np.array([p.mean() for p in parts[0]]), np.array([p.mean() for p in parts[1]])
+    length = -(-len(steps) // MOST_POINTS)
+    starts = np.arange(0, len(steps), length)
+    counts = np.diff([*starts, len(steps)])
+    return np.add.reduceat(steps, starts) / counts, np.add.reduceat(values, starts) / counts
 
 
 def time_bars(timing: Sequence[Mapping[str, Any]], name: str = "timing") -> str:
@@ -152,7 +163,7 @@ def time_bars(timing: Sequence[Mapping[str, Any]], name: str = "timing") -> str:
 def phases(timing: Sequence[Mapping[str, Any]]) -> list[str]:
     """The phases that were timed, the usual ones first."""
     names = list(dict.fromkeys(phase for times in timing for phase in times))
-    return sorted(names, key=lambda p: (["train", "consolidate", "evaluate"] + names).index(p))
+    return sorted(names, key=["train", "consolidate", "evaluate", *names].index)
 
 
 def confusion_map(counts: np.ndarray, names: Sequence[str], starts: Sequence[int], name: str = "confusion") -> str:
@@ -164,7 +175,8 @@ def confusion_map(counts: np.ndarray, names: Sequence[str], starts: Sequence[int
     """
     k = len(counts)
     totals = counts.sum(1, keepdims=True)
-    share = np.divide(100.0 * counts, totals, out=np.full(counts.shape, np.nan), where=totals > 0)
+    # No samples: blank, so that the page stays light and mistakes stand out.
+    share = np.divide(100.0 * counts, totals, out=np.full(counts.shape, np.nan), where=counts > 0)
     side = min(max(0.34 * k + 2.0, 4.2), 7.0)
     figure, axes = new_figure(side, side * 0.88)
     _heat(axes, share, 0, 100, cells=k <= 12)
@@ -173,22 +185,24 @@ def confusion_map(counts: np.ndarray, names: Sequence[str], starts: Sequence[int
     axes.set_xticks(ticks, labels, rotation=90 if max(map(len, labels), default=0) > 2 else 0)
     axes.set_yticks(ticks, labels)
     for start in starts:
-        axes.axhline(start - 0.5, color=INK, linewidth=0.8)
-        axes.axvline(start - 0.5, color=INK, linewidth=0.8)
+        axes.axhline(start - 0.5, color=FAINT, linewidth=0.8)
+        axes.axvline(start - 0.5, color=FAINT, linewidth=0.8)
     axes.set(xlabel="predicted class", ylabel="true class")
     return to_svg(figure, name, f"Confusion matrix of {k} classes after the last experience")
 
 
 def _heat(axes: Axes, values: np.ndarray, low: float | None, high: float | None, *, cells: bool) -> None:
     from matplotlib import colormaps
-    from matplotlib.colors import Normalize
+    from matplotlib.colors import LinearSegmentedColormap, Normalize
 
     known = values[~np.isnan(values)]
     norm = Normalize(
         low if high is not None else (known.min() if known.size else 0.0),
         high if high is not None else (known.max() if known.size else 1.0),
     )
-    colors = colormaps["viridis"].with_extremes(bad=(0, 0, 0, 0))
+    # Without viridis' darkest part, which would vanish on a dark page.
+    shades = colormaps["viridis"](np.linspace(0.18, 1, 256))
+    colors = LinearSegmentedColormap.from_list("heat", shades).with_extremes(bad=(0, 0, 0, 0))
     if values.size <= 700:  # vector cells stay sharp; many are smaller as a picture
         edges = [np.arange(s + 1) - 0.5 for s in values.shape]
         image = axes.pcolormesh(edges[1], edges[0], np.ma.masked_invalid(values), cmap=colors, norm=norm)
@@ -216,13 +230,13 @@ def tidy_spines(axes: Axes) -> None:
         spine.set_visible(True)
 
 
-def _legend(axes: Axes, labels: Sequence[str]) -> None:
-    columns = 2 if len(labels) > 12 else 1
+def _legend(axes: Axes, labels: Sequence[str], title: str | None = None) -> None:
+    columns = -(-len(labels) // 13)
     handles, _ = axes.get_legend_handles_labels()
-    short = [shorten(label.removeprefix("train/"), 22 if columns == 1 else 12) for label in labels]
+    short = [shorten(label.removeprefix("train/"), 38 if columns == 1 else 12) for label in labels]
     with style():
         axes.figure.legend(
-            handles, short, loc="outside right upper", ncols=columns, handlelength=1.4, labelspacing=0.35
+            handles, short, loc="outside right upper", ncols=columns, handlelength=1.4, labelspacing=0.35, title=title
         )
 
 

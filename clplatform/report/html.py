@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from clplatform.report.document import Document
@@ -20,4 +21,12 @@ def render_html(document: Document) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["formula"] = _formula
     return environment.get_template("report.html.jinja").render(document=document)
+
+
+def _formula(text: str) -> str:
+    """Escaped text with `_x` and `_{…}` as subscripts."""
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub(r"_\{([^}]*)\}|_(\w)", lambda m: f"<sub>{m[1] or m[2]}</sub>", str(escape(text))))

@@ -126,7 +126,7 @@ def load_run(folder: Path) -> Run:
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ClplatformError(f"{path} cannot be read ({error}); `clplatform resume {folder}` writes it anew") from None
+        raise ClplatformError(f"{path} cannot be read: {error}") from None
     if not isinstance(results, dict) or not {"matrix", "stream", "strategy"} & set(results):
         raise ClplatformError(f"{path} is not the record of a clplatform run")
     run = Run(folder, results)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from clplatform.metric.matrix import METRICS, Metric, average_accuracy, forgetting_per_experience
+from clplatform.metric.matrix import METRICS, Metric, average_accuracy, average_forgetting, forgetting_per_experience
 from clplatform.report import figures
 from clplatform.report.details import confusion, cost, data, losses, notes, reproduce, setup
 from clplatform.report.document import Document, Figure, Headline, Section, Table, Text
@@ -37,7 +37,9 @@ def banner(run: Run) -> str:
         reason = f"{error.get('type', 'unknown error')}: {error.get('message', 'no message')}"
         return f"This run failed after {so_far} ({reason}).\nAll numbers cover only what it learned before. {go_on}"
     if run.status == "running":
-        return f"This run has learned {so_far}: it is still going, or was interrupted.\nAll numbers are partial. {go_on}"
+        return (
+            f"This run has learned {so_far}: it is still going, or was interrupted.\nAll numbers are partial. {go_on}"
+        )
     if run.status == "unknown":
         return "The record does not say whether this run was completed: treat all numbers as partial."
     return ""
@@ -48,6 +50,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
     stream, backbone = run.part("stream"), run.part("backbone")
     order = stream.get("seed")
     classes = len(stream.get("class_names") or [])
+    started = str(run.environment.get("time", "time unknown"))[:16].replace("T", " ")
     return [
         ("Stream", str(stream.get("name", NONE))),
         ("Scenario", words(str(stream.get("scenario", NONE)))),
@@ -56,7 +59,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
         ("Backbone", f"{backbone.get('name', NONE)}{_origin(backbone)}"),
         ("Parameters", _parameters(backbone)),
         ("Seeds", f"training {run.results.get('seed', NONE)}, class order {'fixed' if order is None else order}"),
-        ("Run", f"{run.results.get('run_id', NONE)}, {str(run.environment.get('time', 'time unknown'))[:16]}"),
+        ("Run", f"{run.results.get('run_id', NONE)}, {started}"),
     ]
 
 
@@ -107,7 +110,7 @@ def matrix(run: Run) -> Section:
     name, names = run.metric_name, run.names
     reading = (
         "Read a column downwards to follow one experience: it starts on the diagonal, right after it was learned, and "
-        "what it loses below that is forgotten. Blank cells have no meaning (the model has no output for these classes)."
+        "what it loses below that is forgotten. Blank cells have no meaning: the model has no output for these classes."
     )
     wide = len(names) > 8
     svg = figures.matrix_map(run.matrix, names, name)
@@ -117,10 +120,10 @@ def matrix(run: Run) -> Section:
     ]
     unit = " in %" if is_share(name) else ""
     table = Table(
-        f"{words(name).capitalize()}{unit} on the test data of each experience (columns), after training on each (rows)",
-        ["after", *names], rows, folded=wide,
+        f"{words(name).capitalize()}{unit} on the test data of each experience (columns) after training on each (rows)",
+        ["after", *names], rows, folded=wide, half=len(names) <= 6,
     )  # fmt: skip
-    parts = [Figure(f"Test {words(name)}{unit}", svg, reading, "", wide=True), table]
+    parts = [Figure(f"Test {words(name)}{unit}", svg, reading, "", wide=len(names) > 6), table]
     return Section("matrix", f"{words(name).capitalize()} matrix", parts)
 
 
@@ -132,11 +135,13 @@ def over_time(run: Run) -> Section:
     unit = " (%)" if is_share(name) else ""
     learned = {run.names[j]: [run.matrix[i][j] if i > j else None for i in range(1, n + 1)] for j in range(n)}
     average = [average_accuracy(run.matrix[: i + 1]) for i in range(1, n + 1)]
+    many = n > figures.MOST_NAMED
     parts = [
         Figure(
             f"{words(name).capitalize()} of each experience",
             figures.lines(learned, 1, name, f"test {words(name)}{unit}", "accuracy", ordered=True),
             "Each line starts when its experience is learned; lines that fall are forgotten, flat lines are kept.", "",
+            wide=many,
         ),
         Figure(
             f"Average {words(name)}",
@@ -151,7 +156,11 @@ def over_time(run: Run) -> Section:
         pp = " (pp)" if is_share(name) else ""
         svg = figures.lines(series, 2, name, f"forgetting{pp}", "forgetting", ordered=True)
         help_ = "How far each experience is below its best earlier value; below zero means better than ever before."
-        parts.insert(1, Figure("Forgetting of each experience", svg, help_, ""))
+        parts.insert(1, Figure("Forgetting of each experience", svg, help_, "", wide=many))
+        mean = [average_forgetting(run.matrix[: i + 1], run.higher_is_better) for i in range(2, n + 1)]
+        svg = figures.lines({"average": mean}, 2, name, f"average forgetting{pp}", "average-forgetting")
+        help_ = "The mean over all experiences but the newest; a strategy that forgets nothing stays at zero."
+        parts.append(Figure("Average forgetting", svg, help_, ""))
         rows = [
             [f"{i} · {run.names[i - 1]}", *(difference(v, name, unit=False) for v in lost[i][: n - 1])]
             for i in range(2, n + 1)
@@ -169,10 +178,11 @@ def metrics(run: Run) -> Section:
         turned = not run.higher_is_better and m.range == (0, 1)
         better = {"higher": "lower", "lower": "higher"}[m.better] if turned else m.better
         value = metric_value(m.name, run.metrics[m.name], run.metric_name)
-        rows.append([title(m, run), value, f"{better} is better", m.formula, m.source, m.meaning])
-    header = ["metric", "value", "direction", "formula", "source", "meaning"]
+        arrow = {"higher": "↑ higher", "lower": "↓ lower"}[better]
+        rows.append([title(m, run), value, arrow, m.formula, m.source, m.meaning])
+    header = ["metric", "value", "better", "formula", "source", "meaning"]
     how = (
         "R[i,j] is the value on experience j after training on experiences 1 … i (row 0: before any training), "
-        f"T = {run.n_learned} experiences learned. Every experience counts the same; cells without meaning are left out."
+        f"T = {run.n_learned} experiences learned. Every experience counts the same; empty cells do not count."
     )
-    return Section("metrics", "Metrics", [Text(how), Table("All metrics", header, rows, prose=True)])
+    return Section("metrics", "Metrics", [Text(how), Table("All metrics", header, rows, prose=True, formulas=3)])

@@ -77,6 +77,7 @@ class LoRAExperts(Strategy):
         first: Literal["full", "adapter"],
     ) -> None:
         self.rank, self.alpha, self.dropout, self.first = rank, alpha, dropout, first
+        self.extra = 0
         self.base: list[nn.Parameter] = []  # the backbone's own trainable parameters
 
     # -- structure ----------------------------------------------------------------------------------------------
@@ -90,6 +91,8 @@ class LoRAExperts(Strategy):
             learner.backbone, _name(info.index), rank=self.rank, alpha=self.alpha, dropout=self.dropout
         )
         self.experts(learner).grow(info)
+        own = sum(p.numel() for p in self.experts(learner).parameters())
+        self.extra = own + lora.n_parameters(learner.backbone)
 
     @staticmethod
     def experts(learner: Learner) -> Any:
@@ -134,6 +137,7 @@ class LoRAExperts(Strategy):
     # -- the end of an experience --------------------------------------------------------------------------------------
     @torch.no_grad()
     def after_experience(self, learner: Learner, experience: Experience) -> None:
+        was_training = learner.training
         learner.eval()
         lora.activate(learner.backbone, None)
         experts = self.experts(learner)
@@ -145,9 +149,10 @@ class LoRAExperts(Strategy):
             sums.index_add_(0, position, F.normalize(learner.run(batch).features, dim=1))
             counts += torch.bincount(position, minlength=len(classes))
         experts.means[experts.experience_of_mean == experience.index] = sums / counts[:, None].clamp_min(1)
+        learner.train(was_training)
 
     def cost(self) -> dict[str, int | float]:
-        return {}
+        return {"extra_parameters": self.extra}
 
 
 def _name(index: int) -> str:

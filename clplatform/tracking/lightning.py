@@ -50,7 +50,7 @@ class TensorBoard:
         def make(first: Row) -> Logger:
             from pytorch_lightning.loggers import TensorBoardLogger
 
-            purge = {"purge_step": first.step} if run.resume else {}
+            purge: dict[str, Any] = {"purge_step": first.step} if run.resume else {}
             return TensorBoardLogger(str(run.run_dir), name="tensorboard", version="", **purge)
 
         return [LocalLogger(run), Forward(run, make)]

@@ -48,6 +48,8 @@ class LocalLogger(RunLogger):
 
     def write(self, row: Row) -> None:
         if self._file is None:
+            if self._is_known_start(row):
+                return
             self._file = self._open(row)
         self._file.write(to_line(row))
 
@@ -55,6 +57,12 @@ class LocalLogger(RunLogger):
         if self._file is not None:
             self._file.close()
             self._file = None
+
+    def _is_known_start(self, row: Row) -> bool:
+        """Is this the evaluation before any training, again? It does not tell where training goes on: a run that
+        stopped inside its first experience repeats it and then continues in the middle."""
+        known = self.run.resume and row.experience == 0 and self.path.exists()
+        return known and any(r.experience == 0 for r in read(self.path))
 
     def _open(self, first: Row) -> IO[str]:
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -128,7 +128,7 @@ class Tracker:
             if logger in self._loggers:
                 self._loggers.remove(logger)
             print(
-                f"clplatform: {logger.name} failed and logs no more ({type(error).__name__}: {error}); the run goes on. "
-                f"Is {logger.save_dir} writable, and is there room on its disk?",
+                f"clplatform: {logger.name} failed and logs no more ({type(error).__name__}: {error}); "
+                f"the run goes on. Is {logger.save_dir} writable, and is there room on its disk?",
                 file=sys.stderr,
             )

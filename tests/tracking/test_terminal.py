@@ -8,6 +8,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from rich.console import Console
+from torch.utils.data import DataLoader, TensorDataset
 
 from clplatform.tracking.terminal import Pace, TerminalProgress, left_text
 from clplatform.types import ExperienceInfo
@@ -21,10 +22,10 @@ class Model(pl.LightningModule):
         self.layer = torch.nn.Linear(2, 1)
         self.fail_at, self.error, self.last_terms = fail_at, error, {}
 
-    def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+    def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor:
         if batch_idx == self.fail_at:
             raise self.error("stop")
-        loss = self.layer(batch).square().mean()
+        loss = self.layer(batch[0]).square().mean()
         self.last_terms = {"loss": loss.detach(), "ewc": torch.tensor(0.125)}
         return loss
 
@@ -37,7 +38,7 @@ def fit(progress: TerminalProgress, model: Model, epochs: int = 2) -> None:
         max_epochs=epochs, callbacks=[progress], logger=False, accelerator="cpu", enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
-    trainer.fit(model, torch.utils.data.DataLoader(torch.ones(6, 2), batch_size=2))
+    trainer.fit(model, DataLoader(TensorDataset(torch.ones(6, 2)), batch_size=2))
 
 
 def info(index: int) -> ExperienceInfo:
@@ -109,9 +110,14 @@ def test_one_display_serves_several_trainers_and_gives_the_terminal_back() -> No
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_the_terminal_comes_back_after_an_exception(error: type[BaseException]) -> None:
     progress = make(terminal=True)
-    with pytest.raises((RuntimeError, KeyboardInterrupt, SystemExit)), progress:
-        progress.start_experience(info(0), 6)
-        fit(progress, Model(fail_at=1, error=error))
+
+    def run() -> None:
+        with progress:
+            progress.start_experience(info(0), 6)
+            fit(progress, Model(fail_at=1, error=error))
+
+    with pytest.raises((RuntimeError, KeyboardInterrupt, SystemExit)):
+        run()
     text = output(progress)
     assert text.rfind(SHOW) > text.rfind(HIDE) >= 0
     progress.close()  # again: nothing happens

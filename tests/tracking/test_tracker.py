@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
+from torch.utils.data import DataLoader, TensorDataset
 
 from clplatform.config import check_node
 from clplatform.tracking.lightning import Csv, TensorBoard
@@ -128,8 +129,8 @@ def test_loggers_serve_several_trainers(tmp_path: Path) -> None:
             super().__init__()
             self.layer = torch.nn.Linear(2, 1)
 
-        def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
-            loss = self.layer(batch).square().mean()
+        def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor:
+            loss = self.layer(batch[0]).square().mean()
             self.log("train/own", loss)
             return loss
 
@@ -143,7 +144,7 @@ def test_loggers_serve_several_trainers(tmp_path: Path) -> None:
             max_epochs=1, logger=tracker.loggers, accelerator="cpu", log_every_n_steps=2, enable_checkpointing=False,
             enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
         )  # fmt: skip
-        trainer.fit(model, torch.utils.data.DataLoader(torch.ones(4, 2), batch_size=1))
+        trainer.fit(model, DataLoader(TensorDataset(torch.ones(4, 2)), batch_size=1))
     tracker.finish("completed", {})
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [(r["step"], r["experience"]) for r in rows] == [(1, 1), (3, 1), (5, 2), (7, 2)]

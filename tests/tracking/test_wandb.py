@@ -177,9 +177,13 @@ def test_a_logger_that_raises_is_reported_once_and_the_record_goes_on(
 
 
 def test_an_exception_in_the_run_is_recorded_as_such(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), tracker(tmp_path) as t:
-        t.log({"train/loss": 1.0}, step=10, experience=1, epoch=0, stage="main")
-        raise ZeroDivisionError
+    def run() -> None:
+        with tracker(tmp_path) as t:
+            t.log({"train/loss": 1.0}, step=10, experience=1, epoch=0, stage="main")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run()
     found = records(tmp_path)
     assert found[-1]["exit"]["exit_code"] == 1
     assert {"status": "failed"} in [r["summary"]["update"] for r in found if r["type"] == "summary"]

@@ -1,0 +1,109 @@
+"""Low-rank adapters (LoRA, Hu et al. 2022, Eq. 3), several on one backbone, through PEFT's layers.
+
+    h = W x + (α/r) B_t A_t x
+
+Every experience can have an adapter of its own, and the rows of one batch may go through different ones.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+# The attention projections that LoRA's authors adapt (queries and values), as architectures name them.
+TARGETS = (("q_proj", "v_proj"), ("query", "value"), ("q_lin", "v_lin"))
+
+
+def targets_of(backbone: nn.Module) -> list[str]:
+    """Full names of the layers to adapt: queries and values of attention, or else every linear layer."""
+    linear = [name for name, m in backbone.named_modules() if isinstance(m, nn.Linear)]
+    for names in TARGETS:
+        found = [name for name in linear if name.rpartition(".")[2] in names]
+        if found:
+            return found
+    return linear
+
+
+def layers(backbone: nn.Module) -> list[LoraLayer]:
+    """The adapted layers."""
+    return [m for m in backbone.modules() if isinstance(m, LoraLayer)]
+
+
+def add_adapter(
+    backbone: nn.Module, name: str, *, rank: int, alpha: float, dropout: float, targets: Sequence[str] | None = None
+) -> None:
+    """Add an adapter that changes nothing yet (B = 0); idempotent. What was trainable stays so.
+
+    Args:
+        name: of the adapter; without dots.
+        targets: names of layers; None: `targets_of`.
+    """
+    # PEFT goes wrong on a module that merely contains a Hugging Face model.
+    root = next((m for m in backbone.modules() if hasattr(m, "base_model_prefix")), backbone)
+    adapted = layers(backbone)
+    if adapted and name in adapted[0].r:
+        return
+    trainable = {id(p): p.requires_grad for p in backbone.parameters()}
+    if adapted:
+        chosen = [n for n, m in root.named_modules() if isinstance(m, LoraLayer)]
+    else:
+        chosen = list(targets) if targets is not None else targets_of(root)
+    # A full match for each layer: PEFT takes a list as endings of names.
+    pattern = "|".join(n.replace(".", r"\.") for n in chosen)
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=pattern)  # type: ignore[arg-type]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several adapters are meant
+        inject_adapter_in_model(config, root, adapter_name=name)
+    for p in backbone.parameters():  # PEFT freezes all but the new adapter
+        p.requires_grad_(trainable.get(id(p), True))
+    device = next(backbone.parameters()).device
+    backbone.to(device)
+    activate(backbone, None)
+
+
+def activate(backbone: nn.Module, names: list[str] | None) -> None:
+    """Let these adapters act, from now on; None or []: only the backbone itself. Trains or freezes nothing."""
+    for layer in layers(backbone):
+        layer._disable_adapters = not names
+        layer._active_adapter = list(names or [])
+
+
+def adapter_parameters(backbone: nn.Module, name: str) -> list[nn.Parameter]:
+    """A and B of every adapted layer."""
+    parts = ("lora_A", "lora_B")
+    return [getattr(layer, part)[name].weight for layer in layers(backbone) for part in parts]
+
+
+@contextmanager
+def per_sample(backbone: nn.Module, adapter_of_row: Tensor, names: Sequence[str]) -> Iterator[None]:
+    """Inside, row b of a batch goes through the adapter `names[adapter_of_row[b]]`, all in one pass.
+
+    Args:
+        adapter_of_row: int64 [B].
+    """
+    chosen = [names[i] for i in adapter_of_row.tolist()]
+    activate(backbone, sorted(set(chosen)))
+
+    def pass_names(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return args, {**kwargs, "adapter_names": chosen}
+
+    hooks = [layer.register_forward_pre_hook(pass_names, with_kwargs=True) for layer in layers(backbone)]  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        activate(backbone, None)
+
+
+def n_parameters(backbone: nn.Module) -> int:
+    """Parameters of all adapters."""
+    names = {name for layer in layers(backbone) for name in layer.r}
+    return sum(p.numel() for name in names for p in adapter_parameters(backbone, name))

@@ -1,0 +1,39 @@
+"""Every strategy of `conf/strategy/`, made from its page with sizes for the tiny world."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import yaml
+
+from clplatform.build import make
+from clplatform.config import conf_dir
+from clplatform.strategy.base import Strategy
+
+# What the tiny world needs to be changed on a page.
+TINY: dict[str, dict[str, Any]] = {
+    "replay": {"capacity": 20},
+    "derpp": {"capacity": 20},
+    "ewc": {"samples": 16, "strength": 100.0},
+    "lora_experts": {"rank": 2},
+}
+
+
+def from_page(name: str, **changes: Any) -> Strategy:
+    """The strategy of this page, with some values changed."""
+    node = yaml.safe_load((conf_dir() / "strategy" / f"{name}.yaml").read_text())[name]
+    return make({**node, **TINY.get(name, {}), **changes})
+
+
+def _maker(name: str) -> Callable[[], dict[str, Strategy]]:
+    return lambda: {name: from_page(name)}
+
+
+NAMES = sorted(path.stem for path in (conf_dir() / "strategy").glob("*.yaml"))
+STRATEGIES: dict[str, Callable[[], dict[str, Strategy]]] = {
+    **{name: _maker(name) for name in NAMES},
+    "replay+lwf": lambda: {"replay": from_page("replay"), "lwf": from_page("lwf")},
+    "ewc online": lambda: {"ewc": from_page("ewc", online=True, gamma=0.9)},
+    "replay balanced, by batch": lambda: {"replay": from_page("replay", policy="class_balanced", update="batch")},
+}
