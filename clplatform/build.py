@@ -64,9 +64,7 @@ def build_strategies(config: dict[str, Any]) -> Chain:
     Raises:
         ClplatformError: they cannot be combined.
     """
-    strategies: dict[str, Strategy] = {
-        name: make(node) for name, node in config["strategy"].items()
-    }
+    strategies: dict[str, Strategy] = {name: make(node) for name, node in config["strategy"].items()}
     try:
         return Chain(strategies)
     except ValueError as error:

@@ -107,7 +107,9 @@ def _texts(path: str, column: str) -> Iterable[str]:
         return
     for number, row in rows:
         if column not in row or row[column] is None:
-            raise ClplatformError(f"{path}:{number}: no column {column!r} (there is: {', '.join(map(str, row))}); use --column")
+            raise ClplatformError(
+                f"{path}:{number}: no column {column!r} (there is: {', '.join(map(str, row))}); use --column"
+            )
         yield row[column]
 
 
@@ -139,7 +141,9 @@ def read_images(paths: Iterable[str]) -> tuple[Any, Any]:
         elif path.is_file():
             files.append(path)
         else:
-            raise ClplatformError(f"there is no file {path}; the model classifies images: give image files or an array (.npy)")
+            raise ClplatformError(
+                f"there is no file {path}; the model classifies images: give image files or an array (.npy)"
+            )
     if len(files) == 1 and files[0].suffix == ".npy":
         import numpy as np
 

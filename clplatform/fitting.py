@@ -109,9 +109,7 @@ class Fitter:
             validation = Loader(experience.validation, self.eval_batch_size)
             callbacks += [EarlyStopping("validation/accuracy", patience=self.patience, mode="max"), KeepBest()]
         trainer = self.make_trainer(stage.max_epochs, callbacks)
-        saver = StepCheckpoint(
-            step_path, every_n_batches=self.checkpoint_every, every_minutes=self.checkpoint_minutes
-        )
+        saver = StepCheckpoint(step_path, every_n_batches=self.checkpoint_every, every_minutes=self.checkpoint_minutes)
 
         def after_batch(trainer: pl.Trainer, batch_idx: int) -> None:
             if self.after_batch is not None:

@@ -27,7 +27,13 @@ def show(kinds: Sequence[str], config_dir: Path | None = None) -> None:
     if not console.is_terminal:  # a file or a pipe has no width to keep to
         console.width = 200
     for kind in kinds:
-        header, rows = strategies(config_dir) if kind == "strategies" else metrics() if kind == "metrics" else pages(kind, config_dir)
+        header, rows = (
+            strategies(config_dir)
+            if kind == "strategies"
+            else metrics()
+            if kind == "metrics"
+            else pages(kind, config_dir)
+        )
         if not rows:
             continue
         table = Table(title=kind, title_justify="left", box=None, header_style="bold", pad_edge=False, expand=False)
@@ -70,7 +76,9 @@ def strategy_facts(page: Path) -> dict[str, Any]:
     source = Path(__file__).parent.joinpath(*module.split(".")[1:]).with_suffix(".py")
     tree = ast.parse(source.read_text())
     cls = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == name)
-    values = {t.id: n.value for n in cls.body if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)}
+    values = {
+        t.id: n.value for n in cls.body if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)
+    }
     needs = values.get("needs")
     return {
         "family": ast.literal_eval(values["family"]) if "family" in values else "baseline",

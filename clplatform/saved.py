@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clplatform.files import atomic_write, read_json, write_json
-from clplatform.types import ClplatformError, ExperienceInfo, InputSpec, Stream, StreamInfo
+from clplatform.types import ClplatformError, ExperienceInfo, Stream, StreamInfo
 
 if TYPE_CHECKING:
-    import numpy as np
     from torch import Tensor
 
     from clplatform.learner import Learner
@@ -83,9 +82,13 @@ class Predictor:
         import torch
 
         if self.info.task_ids and task is None:
-            raise ClplatformError(f"the model was trained with task ids: say which task (0 … {len(self.learner.seen) - 1})")
+            raise ClplatformError(
+                f"the model was trained with task ids: say which task (0 … {len(self.learner.seen) - 1})"
+            )
         if task is not None and task not in {e.task_label for e in self.learner.seen}:
-            raise ClplatformError(f"task {task}: the model has learned tasks {sorted({e.task_label for e in self.learner.seen})}")
+            raise ClplatformError(
+                f"task {task}: the model has learned tasks {sorted({e.task_label for e in self.learner.seen})}"
+            )
         columns = self._columns(inputs)
         n = len(next(iter(columns.values())))
         logits = []

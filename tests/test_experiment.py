@@ -60,7 +60,9 @@ def test_accuracy_is_the_share_of_samples(tmp_path: Path) -> None:
 
 
 def test_same_seed_same_weights_and_another_seed_others(tmp_path: Path) -> None:
-    runs = [make_experiment(tmp_path / str(i), finetuning(), seed=seed, dropout=0.2) for i, seed in enumerate((0, 0, 1))]
+    runs = [
+        make_experiment(tmp_path / str(i), finetuning(), seed=seed, dropout=0.2) for i, seed in enumerate((0, 0, 1))
+    ]
     matrices = [run.run().matrix for run in runs]
     assert matrices[0] == matrices[1]
     assert same(weights(runs[0].learner), weights(runs[1].learner))
@@ -96,13 +98,13 @@ def test_stages_run_in_order_with_their_own_length_and_parameters(tmp_path: Path
     seen: list[tuple[str, int, list[str]]] = []
 
     class TwoStages(Strategy):
-        def stages(self, learner, experience):  # noqa: ANN001, ANN202
+        def stages(self, learner, experience):
             return [Stage("head", max_epochs=1, trainable="head"), Stage("all", max_epochs=3)]
 
-        def after_stage(self, learner, experience, stage):  # noqa: ANN001, ANN202
+        def after_stage(self, learner, experience, stage):
             seen.append((stage.name, learner.steps, []))
 
-        def after_step(self, learner):  # noqa: ANN001, ANN202
+        def after_step(self, learner):
             if learner.stage.name == "head":
                 seen.append(("step", 0, [n for n, p in learner.named_parameters() if p.grad is not None]))
 
@@ -113,7 +115,7 @@ def test_stages_run_in_order_with_their_own_length_and_parameters(tmp_path: Path
 
 def test_a_strategy_without_stages_trains_nothing(tmp_path: Path) -> None:
     class Nothing(Strategy):
-        def stages(self, learner, experience):  # noqa: ANN001, ANN202
+        def stages(self, learner, experience):
             return []
 
     assert make_experiment(tmp_path, {"nothing": Nothing()}).run().cost["steps"] == 0

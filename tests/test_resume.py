@@ -22,7 +22,7 @@ class Killed(Exception):
     pass
 
 
-def run_until(run_dir: Path, strategies: dict[str, Strategy], batch: int | None, **options: object):  # noqa: ANN201
+def run_until(run_dir: Path, strategies: dict[str, Strategy], batch: int | None, **options: object):
     """Run, and break off after so many batches of the whole run (None: never)."""
     experiment = make_experiment(run_dir, strategies, fitter=FITTER, dropout=0.2, **options)  # type: ignore[arg-type]
     count = 0
@@ -42,7 +42,7 @@ def run_until(run_dir: Path, strategies: dict[str, Strategy], batch: int | None,
     return experiment
 
 
-def resume(run_dir: Path, strategies: dict[str, Strategy], **options: object):  # noqa: ANN201
+def resume(run_dir: Path, strategies: dict[str, Strategy], **options: object):
     experiment = make_experiment(run_dir, strategies, fitter=FITTER, dropout=0.2, **options)  # type: ignore[arg-type]
     if (run_dir / "results.json").exists():
         experiment.results = Results.load(run_dir)
@@ -83,7 +83,7 @@ def test_resume_really_starts_from_the_step_checkpoint(tmp_path: Path) -> None:
 
 def test_stages_resume_where_they_were(tmp_path: Path) -> None:
     class TwoStages(Strategy):
-        def stages(self, learner, experience):  # noqa: ANN001, ANN202
+        def stages(self, learner, experience):
             return [Stage("one", max_epochs=1), Stage("two", max_epochs=2)]
 
     for batch in (3, 5, 8, 17, 22):
@@ -159,7 +159,7 @@ def test_checkpoints_are_checked_and_never_unpickled(tmp_path: Path) -> None:
         checkpoint.load(tmp_path / "z.ckpt")
 
     class Evil:
-        def __reduce__(self):  # noqa: ANN204
+        def __reduce__(self):
             return (print, ("unpickled",))
 
     checkpoint.save(path, {"evil": Evil()})

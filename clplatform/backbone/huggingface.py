@@ -56,7 +56,9 @@ class HuggingFaceEncoder(Freezable):
             return AutoConfig.from_pretrained(assets, trust_remote_code=False)
         if self.source != "random":
             return from_hub(
-                "the model", self.source, lambda: AutoConfig.from_pretrained(self.source, trust_remote_code=False, **config)
+                "the model",
+                self.source,
+                lambda: AutoConfig.from_pretrained(self.source, trust_remote_code=False, **config),
             )
         if "model_type" not in config:
             raise ClplatformError(f"backbone={name}: give backbone.pretrained, or backbone.config with a model_type")
@@ -140,7 +142,10 @@ class HuggingFaceImage(HuggingFaceEncoder):
         mean, std = self._normalisation(input)
         size = self.config.image_size
         self.pixels = Pixels(
-            mean=mean, std=std, channels=self.config.num_channels, size=(size, size) if isinstance(size, int) else tuple(size)
+            mean=mean,
+            std=std,
+            channels=self.config.num_channels,
+            size=(size, size) if isinstance(size, int) else tuple(size),
         )
         self.apply_policy(freeze)
 
@@ -152,7 +157,9 @@ class HuggingFaceImage(HuggingFaceEncoder):
             self.config.image_mean = values.get("image_mean", [0.5] * 3)
             self.config.image_std = values.get("image_std", [0.5] * 3)
         assert input.mean is not None and input.std is not None
-        return tuple(getattr(self.config, "image_mean", input.mean)), tuple(getattr(self.config, "image_std", input.std))
+        return tuple(getattr(self.config, "image_mean", input.mean)), tuple(
+            getattr(self.config, "image_std", input.std)
+        )
 
     def forward(self, batch: Batch) -> Tensor:
         """`pixel_values` [B, C, H, W] → features [B, D]."""

@@ -45,7 +45,8 @@ class MLP(Freezable):
         self.pixels = Pixels(mean=input.mean, std=input.std, channels=input.shape[0])
         sizes = [input.shape[0] * input.shape[1] * input.shape[2], *hidden]
         self.layers = nn.ModuleList(
-            nn.Sequential(nn.Linear(a, b), nn.ReLU(), nn.Dropout(dropout)) for a, b in zip(sizes, sizes[1:], strict=False)
+            nn.Sequential(nn.Linear(a, b), nn.ReLU(), nn.Dropout(dropout))
+            for a, b in zip(sizes, sizes[1:], strict=False)
         )
         self.feature_size = sizes[-1]
         self.apply_policy(freeze)

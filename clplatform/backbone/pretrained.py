@@ -24,7 +24,9 @@ def resolve_pretrained(pretrained: str, package: str | None = None) -> str:
     folder = Path(pretrained).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise ClplatformError(f"backbone.pretrained={pretrained}: the folder has no config.json (Hugging Face format)")
+            raise ClplatformError(
+                f"backbone.pretrained={pretrained}: the folder has no config.json (Hugging Face format)"
+            )
         return str(folder)
     if pretrained.startswith((".", "/", "~")) or pretrained.count("/") > 1:
         raise ClplatformError(f"backbone.pretrained={pretrained}: there is no such folder")

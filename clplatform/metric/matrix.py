@@ -82,7 +82,7 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "worst_accuracy", "Worst accuracy", "1/(T−1) · Σ_{j<T} min_{j<i≤T} R[i,j]",
         "De Lange et al. 2023 (min-ACC, at the ends of experiences)", "higher", (0, 1),
-        "the lowest accuracy that each earlier experience fell to at any time after it was learned, on average",
+        "the worst accuracy that each earlier experience fell to at any time after it was learned, on average",
     ),
 )  # fmt: skip
 

@@ -80,7 +80,9 @@ class _Penalty(torch.autograd.Function):
         gap = torch._foreach_sub(list(parameters), anchor)
         gradient = torch._foreach_mul(gap, weight)
         ctx.save_for_backward(*gradient)
-        return 0.5 * torch.stack([torch.dot(g.flatten(), d.flatten()) for g, d in zip(gradient, gap, strict=True)]).sum()
+        return (
+            0.5 * torch.stack([torch.dot(g.flatten(), d.flatten()) for g, d in zip(gradient, gap, strict=True)]).sum()
+        )
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> Any:

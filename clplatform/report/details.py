@@ -1,22 +1,20 @@
-"""The later sections of a run's report: losses, confusions, cost, data, notes, reproduction, configuration."""
+"""The later sections of a run's report: losses, cost, data, notes, reproduction, configuration."""
 
 from __future__ import annotations
 
 import shlex
-from itertools import accumulate
 from typing import Any
 
-import numpy as np
-
-from clplatform.report import figures
+from clplatform.report import figures, loss_curve
 from clplatform.report.document import Code, Figure, Part, Points, Section, Table, Text
-from clplatform.report.format import NONE, count, score, seconds, size, words
+from clplatform.report.format import NONE, count, seconds, size, words
 from clplatform.report.run import Run, number
 
 COST = {
     "seconds": "training, consolidation and evaluation",
     "steps": "optimizer steps",
     "samples": "samples seen in training steps, replayed ones included",
+    "flops": "floating-point operations",
     "peak_memory_bytes": "of the device, or of the process on a CPU",
     "extra_parameters": "parameters a strategy added to the model",
     "stored_samples": "earlier samples kept for replay",
@@ -26,65 +24,29 @@ COST = {
 
 def losses(run: Run) -> Section:
     """Loss terms over the steps of the run."""
-    svg = figures.losses(run.log)
+    svg = loss_curve.losses(run.log)
+    bad = sum(
+        key.startswith("train/") for row in run.log if isinstance(odd := row.get("non_finite"), dict) for key in odd
+    )
+    diverged = f"{bad} logged losses are not finite (NaN or infinity): training diverged at some time."
     if svg is None:
-        return Section("losses", "Training loss", [Text("No training loss was logged.")])
+        return Section("losses", "Training loss", [Text(diverged if bad else "No training loss was logged.")])
+    terms = loss_curve.loss_terms(run.log)
     reading = (
         "The loss that was minimised and its parts, over the optimizer steps of the whole run; dashed lines mark where "
-        "a new experience begins. Many steps are drawn as means over short stretches."
+        "a new experience begins."
     )
-    parts: list[Part] = [Figure("Loss terms", svg, reading, "", wide=True)]
+    if max(map(len, terms.values())) > loss_curve.MOST_POINTS:
+        reading += " So many steps are drawn as means over short stretches."
+    parts: list[Part] = [Figure("Loss terms", svg, reading, wide=True)]
     rows = []
-    for term, points in figures.loss_terms(run.log).items():
+    for term, points in terms.items():
         values = list(points.values())
         rows.append([term.removeprefix("train/"), *(f"{v:.4g}" for v in (values[0], min(values), values[-1]))])
     parts.append(Table("Logged values of each term", ["term", "first", "lowest", "last"], rows, half=True))
-    bad = sum(isinstance(v, str) and k.startswith("train/") for row in run.log for k, v in row.items())
     if bad:
-        parts.append(Text(f"{bad} logged values are not finite (NaN or infinity): training diverged at some time."))
+        parts.insert(0, Text(diverged))
     return Section("losses", "Training loss", parts)
-
-
-def confusion(run: Run) -> Section:
-    """The confusion matrix and the commonest mistakes."""
-    name = "Confusions"
-    stored = run.results.get("confusion")
-    try:
-        counts = np.array(stored, dtype=np.int64)
-        square = counts.ndim == 2 and counts.shape[0] == counts.shape[1] and counts.size > 0
-    except (TypeError, ValueError):
-        counts, square = np.zeros((0, 0), dtype=np.int64), False
-    if not square:
-        if stored:
-            run.problems.append("results.json: the confusion matrix is not a square of counts")
-        return Section("confusion", name, [])
-    stream, k = run.part("stream"), len(counts)
-    names = [str(n) for n in stream.get("class_names") or []]
-    names += [f"class {i}" for i in range(len(names), k)]
-    sizes = [int(n) for n in stream.get("classes_per_experience") or []]
-    starts = list(accumulate(sizes))[:-1] if sum(sizes) == k else []  # not where experiences share classes
-    reading = (
-        "Each row says what the samples of one class were taken for (% of the class); the diagonal is right, and blank "
-        "is none."
-    )
-    if starts:
-        reading += " Lines separate experiences: a bright column block means that its classes swallow the others."
-    svg = figures.confusion_map(counts, names, starts)
-    wrong = counts - np.diag(np.diagonal(counts))
-    order = [divmod(int(i), k) for i in np.argsort(-wrong, axis=None, kind="stable")[:10]]
-    rows = [
-        [names[i], names[j], count(int(wrong[i, j])), score(wrong[i, j] / counts[i].sum())]
-        for i, j in order
-        if wrong[i, j] > 0
-    ]
-    parts: list[Part] = [Figure("Confusion matrix after the last experience", svg, reading, "", wide=k > 12)]
-    if rows:
-        parts.append(
-            Table(
-                "Commonest mistakes", ["true class", "predicted", "samples", "share of the class"], rows, half=k <= 12
-            )
-        )
-    return Section("confusion", name, parts)
 
 
 def cost(run: Run) -> Section:
@@ -99,7 +61,7 @@ def cost(run: Run) -> Section:
     timing = [{k: v for k, v in times.items() if number(v) is not None} for times in timing]
     if any(timing):
         reading = "Where the time went; a strategy that revisits old data shows bars that grow with the stream."
-        parts.append(Figure("Seconds for each experience", figures.time_bars(timing), reading, ""))
+        parts.append(Figure("Seconds for each experience", figures.time_bars(timing), reading))
     if rows:
         parts.append(Table("Cost of the whole run", ["", "value", "what it counts"], rows, half=True, prose=True))
     if any(timing):
@@ -118,7 +80,8 @@ def cost(run: Run) -> Section:
 def data(run: Run) -> Section:
     """How many samples each experience has in each split, and its classes."""
     stream = run.part("stream")
-    samples = stream.get("samples") if isinstance(stream.get("samples"), dict) else {}
+    recorded = stream.get("samples")
+    samples: dict[str, Any] = recorded if isinstance(recorded, dict) else {}
     splits = [s for s in ("train", "validation", "test") if s in samples]
     if not splits:
         return Section("data", "Data", [Text("The sizes of the splits were not recorded.")])
@@ -169,7 +132,7 @@ def setup(run: Run) -> Section:
     environment = dict(run.environment)
     packages = environment.pop("packages", None)
     environment.pop("command", None)
-    rows = [[key, text] for key, text in flatten(environment).items()]
+    rows = [[key, text or NONE] for key, text in flatten(environment).items()]
     if rows:
         parts.append(Table("Environment", ["", "value"], rows, folded=True, prose=True))
     if isinstance(packages, dict) and packages:

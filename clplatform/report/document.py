@@ -34,12 +34,11 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure as inline SVG with a title, one sentence that helps to read it, and what it shows in words."""
+    """A figure as inline SVG (which says to screen readers what it shows) with a title and help to read it."""
 
     title: str
     svg: str
     help: str
-    alternative: str
     wide: bool = False
     third: bool = False  # small: three stand side by side
     kind: Literal["figure"] = "figure"

@@ -100,8 +100,7 @@ def independent(runs: Iterable[Run]) -> tuple[list[Run], list[Run]]:
     kept: dict[tuple[object, ...], Run] = {}
     repeated = []
     for run in runs:
-        order = run.part("stream").get("seed")
-        key = (run.results.get("seed"), order, str(run.config.get("stream", {}).get("class_order")))
+        key = (run.results.get("seed"), run.order_seed, str(run.config.get("stream", {}).get("class_order")))
         if key in kept:
             repeated.append(run)
         else:

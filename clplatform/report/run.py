@@ -39,15 +39,14 @@ class Run:
     @cached_property
     def matrix(self) -> Matrix:
         """The accuracy matrix; empty where it is missing or broken (then it is among `problems`)."""
-        matrix = self.results.get("matrix")
         try:
-            to_array(matrix or [])
+            values = to_array(self.results.get("matrix") or [])
         except (TypeError, ValueError) as error:
             self.problems.append(f"results.json: the accuracy matrix cannot be read ({error})")
             return []
-        if not matrix:
+        if not values.size:
             self.problems.append("results.json has no accuracy matrix yet")
-        return matrix or []
+        return [[number(value) for value in row] for row in values.tolist()]
 
     @property
     def n_experiences(self) -> int:
@@ -75,6 +74,12 @@ class Run:
         return status if status in ("completed", "running", "failed") else "unknown"
 
     @property
+    def order_seed(self) -> int | None:
+        """Seed of the class order; None where no seed decided it."""
+        seed = self.part("stream").get("seed")
+        return seed if isinstance(seed, int) and seed >= 0 else None
+
+    @property
     def metric_name(self) -> str:
         return str(self.part("primary_metric").get("name") or "accuracy")
 
@@ -97,7 +102,7 @@ class Run:
         try:
             values = yaml.load(self.config_text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         except yaml.YAMLError as error:
-            self.problems.append(f"config.yaml is not YAML ({str(error).splitlines()[0]})")
+            self.problems.append(f"the configuration is not YAML ({str(error).splitlines()[0]})")
             return {}
         return values if isinstance(values, dict) else {}
 
@@ -135,11 +140,20 @@ def load_run(folder: Path) -> Run:
         run.environment = environment if isinstance(environment, dict) else {}
     except (OSError, ValueError) as error:
         run.problems.append(f"environment.json cannot be read ({_reason(error)})")
+    run.config_text = _config_text(run)
+    return run
+
+
+def _config_text(run: Run) -> str:
+    """The resolved configuration, or else Hydra's own record of it (before interpolation)."""
     try:
-        run.config_text = (folder / "config.yaml").read_text(encoding="utf-8")
+        return (run.folder / "config.yaml").read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         run.problems.append(f"config.yaml cannot be read ({_reason(error)})")
-    return run
+    try:
+        return (run.folder / ".hydra" / "config.yaml").read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return ""
 
 
 def read_lines(path: Path) -> tuple[list[dict[str, Any]] | None, int]:
@@ -184,7 +198,7 @@ def find_runs(path: Path) -> tuple[list[Path], list[Path]]:
 
 
 def number(value: Any) -> float | None:
-    """A finite number, or None (the record spells infinities and NaN as strings)."""
+    """A finite number, or None."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return float(value)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from clplatform.metric.matrix import METRICS, Metric, average_accuracy, average_forgetting, forgetting_per_experience
 from clplatform.report import figures
-from clplatform.report.details import confusion, cost, data, losses, notes, reproduce, setup
-from clplatform.report.document import Document, Figure, Headline, Section, Table, Text
+from clplatform.report.confusion import confusion
+from clplatform.report.details import cost, data, losses, notes, reproduce, setup
+from clplatform.report.document import Document, Figure, Headline, Part, Section, Table, Text
 from clplatform.report.format import NONE, difference, is_share, metric_value, score, seconds, words
+from clplatform.report.heatmap import matrix_map
 from clplatform.report.run import Run, number
 
 
@@ -48,7 +50,7 @@ def banner(run: Run) -> str:
 def facts(run: Run) -> list[tuple[str, str]]:
     """What was run, in a few words each."""
     stream, backbone = run.part("stream"), run.part("backbone")
-    order = stream.get("seed")
+    order = run.order_seed
     classes = len(stream.get("class_names") or [])
     started = str(run.environment.get("time", "time unknown"))[:16].replace("T", " ")
     return [
@@ -91,6 +93,11 @@ def title(metric: Metric, run: Run) -> str:
     return metric.title.replace("accuracy", words(run.metric_name))
 
 
+def meaning(metric: Metric, run: Run) -> str:
+    """What the metric says, with the name of the primary metric in it."""
+    return metric.meaning.replace("accuracy", words(run.metric_name))
+
+
 def headlines(run: Run) -> list[Headline]:
     """The numbers that a reader wants first."""
     chosen = ["average_accuracy", "average_forgetting", "learning_accuracy", "worst_accuracy"]
@@ -98,7 +105,7 @@ def headlines(run: Run) -> list[Headline]:
     result = []
     for name in chosen:
         value = metric_value(name, run.metrics[name], run.metric_name)
-        result.append(Headline(title(known[name], run), value, known[name].meaning))
+        result.append(Headline(title(known[name], run), value, meaning(known[name], run)))
     spent = number(run.part("cost").get("seconds"))
     return [*result, Headline("Time", seconds(spent), "training, consolidation and evaluation together")]
 
@@ -108,12 +115,12 @@ def matrix(run: Run) -> Section:
     if not run.matrix:
         return Section("matrix", "Accuracy matrix", [Text("Nothing has been evaluated yet.")])
     name, names = run.metric_name, run.names
+    beside = len(names) <= 8 and sum(map(len, names)) <= 36  # is there room for the table beside the heat map?
     reading = (
         "Read a column downwards to follow one experience: it starts on the diagonal, right after it was learned, and "
         "what it loses below that is forgotten. Blank cells have no meaning: the model has no output for these classes."
     )
-    wide = len(names) > 8
-    svg = figures.matrix_map(run.matrix, names, name)
+    svg = matrix_map(run.matrix, names, name, higher_is_better=run.higher_is_better)
     rows = [
         [f"{i} · {names[i - 1]}" if i else "before training", *(score(v, name, unit=False) for v in row)]
         for i, row in enumerate(run.matrix)
@@ -121,9 +128,9 @@ def matrix(run: Run) -> Section:
     unit = " in %" if is_share(name) else ""
     table = Table(
         f"{words(name).capitalize()}{unit} on the test data of each experience (columns) after training on each (rows)",
-        ["after", *names], rows, folded=wide, half=len(names) <= 6,
+        ["after", *names], rows, folded=len(names) > 8, half=beside,
     )  # fmt: skip
-    parts = [Figure(f"Test {words(name)}{unit}", svg, reading, "", wide=len(names) > 6), table]
+    parts = [Figure(f"Test {words(name)}{unit}", svg, reading, wide=not beside), table]
     return Section("matrix", f"{words(name).capitalize()} matrix", parts)
 
 
@@ -135,19 +142,19 @@ def over_time(run: Run) -> Section:
     unit = " (%)" if is_share(name) else ""
     learned = {run.names[j]: [run.matrix[i][j] if i > j else None for i in range(1, n + 1)] for j in range(n)}
     average = [average_accuracy(run.matrix[: i + 1]) for i in range(1, n + 1)]
-    many = n > figures.MOST_NAMED
-    parts = [
+    many, worse = n > figures.MOST_NAMED, "fall" if run.higher_is_better else "rise"
+    parts: list[Part] = [
         Figure(
             f"{words(name).capitalize()} of each experience",
             figures.lines(learned, 1, name, f"test {words(name)}{unit}", "accuracy", ordered=True),
-            "Each line starts when its experience is learned; lines that fall are forgotten, flat lines are kept.", "",
+            f"Each line starts when its experience is learned; lines that {worse} are forgotten, flat lines are kept.",
             wide=many,
         ),
         Figure(
             f"Average {words(name)}",
             figures.lines({"average": average}, 1, name, f"average {words(name)}{unit}", "average"),
             "The mean over all experiences learned so far: the mean of this line is the average anytime "
-            f"{words(name)}.", "",
+            f"{words(name)}.",
         ),
     ]  # fmt: skip
     if n > 1:
@@ -156,11 +163,11 @@ def over_time(run: Run) -> Section:
         pp = " (pp)" if is_share(name) else ""
         svg = figures.lines(series, 2, name, f"forgetting{pp}", "forgetting", ordered=True)
         help_ = "How far each experience is below its best earlier value; below zero means better than ever before."
-        parts.insert(1, Figure("Forgetting of each experience", svg, help_, "", wide=many))
+        parts.insert(1, Figure("Forgetting of each experience", svg, help_, wide=many))
         mean = [average_forgetting(run.matrix[: i + 1], run.higher_is_better) for i in range(2, n + 1)]
         svg = figures.lines({"average": mean}, 2, name, f"average forgetting{pp}", "average-forgetting")
         help_ = "The mean over all experiences but the newest; a strategy that forgets nothing stays at zero."
-        parts.append(Figure("Average forgetting", svg, help_, ""))
+        parts.append(Figure("Average forgetting", svg, help_))
         rows = [
             [f"{i} · {run.names[i - 1]}", *(difference(v, name, unit=False) for v in lost[i][: n - 1])]
             for i in range(2, n + 1)
@@ -179,7 +186,7 @@ def metrics(run: Run) -> Section:
         better = {"higher": "lower", "lower": "higher"}[m.better] if turned else m.better
         value = metric_value(m.name, run.metrics[m.name], run.metric_name)
         arrow = {"higher": "↑ higher", "lower": "↓ lower"}[better]
-        rows.append([title(m, run), value, arrow, m.formula, m.source, m.meaning])
+        rows.append([title(m, run), value, arrow, m.formula, m.source, meaning(m, run)])
     header = ["metric", "value", "better", "formula", "source", "meaning"]
     how = (
         "R[i,j] is the value on experience j after training on experiences 1 … i (row 0: before any training), "

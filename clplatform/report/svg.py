@@ -8,7 +8,10 @@ from __future__ import annotations
 import colorsys
 import io
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+
+from clplatform.report.format import shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -86,13 +89,29 @@ def to_svg(figure: Figure, name: str, label: str) -> str:
     return re.sub(r"<svg ", f"<svg {attributes} ", text, count=1).strip()
 
 
+def legend(axes: Axes, labels: Sequence[str], title: str | None = None) -> None:
+    """Names beside the figure, in columns where they are many."""
+    columns = -(-len(labels) // 13)
+    handles, _ = axes.get_legend_handles_labels()
+    short = [shorten(label.removeprefix("train/"), 38 if columns == 1 else 12) for label in labels]
+    with style():
+        axes.figure.legend(
+            handles, short, loc="outside right upper", ncols=columns, handlelength=1.4, labelspacing=0.35, title=title
+        )
+
+
+def some(n: int, most: int) -> list[int]:
+    """At most about `most` of 0 … n−1, evenly spaced."""
+    return list(range(0, n, max(-(-n // most), 1)))
+
+
 def sequence(n: int) -> list[str]:
     """`n` colours in an order that can be seen: from blue over violet and red to orange."""
     steps = [i / max(n - 1, 1) for i in range(n)]
     return [_hex(colorsys.hls_to_rgb(((210 + 180 * t) % 360) / 360, 0.56 - 0.08 * t, 0.62)) for t in steps]
 
 
-def contrast(color: tuple[float, ...]) -> str:
+def contrast(color: Sequence[float]) -> str:
     """Black or white, whichever is read better on this colour (r, g, b in 0 … 1)."""
     r, g, b = (c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in color[:3])
     return "#000000" if 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.18 else "#ffffff"

@@ -134,7 +134,7 @@ class Chain(Strategy):
                     raise ValueError(f"{name} cannot be combined with {other}, a {o.family} strategy: {s.why_not}")
         self._open: dict[str, list[Strategy]] = {}
 
-    def __iter__(self):  # noqa: ANN204
+    def __iter__(self):
         return iter(self.strategies.values())
 
     def open(self, door: str) -> list[Strategy]:

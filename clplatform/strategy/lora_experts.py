@@ -51,7 +51,9 @@ class Experts(nn.Module):
         self.head.grow(replace(info, task_label=info.index))
         n = len(info.classes)
         self.means = torch.cat([self.means, self.means.new_zeros(n, self.means.shape[1])])
-        self.experience_of_mean = torch.cat([self.experience_of_mean, self.experience_of_mean.new_full((n,), info.index)])
+        self.experience_of_mean = torch.cat(
+            [self.experience_of_mean, self.experience_of_mean.new_full((n,), info.index)]
+        )
 
 
 class LoRAExperts(Strategy):
@@ -87,9 +89,7 @@ class LoRAExperts(Strategy):
             size: Any = learner.backbone.feature_size
             learner.extras["lora_experts"] = Experts(size).to(learner.device)
             learner.head.requires_grad_(False)  # the experts have their own
-        lora.add_adapter(
-            learner.backbone, _name(info.index), rank=self.rank, alpha=self.alpha, dropout=self.dropout
-        )
+        lora.add_adapter(learner.backbone, _name(info.index), rank=self.rank, alpha=self.alpha, dropout=self.dropout)
         self.experts(learner).grow(info)
         own = sum(p.numel() for p in self.experts(learner).parameters())
         self.extra = own + lora.n_parameters(learner.backbone)

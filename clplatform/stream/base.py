@@ -110,7 +110,9 @@ def plan_classes(
 def resolve_order(k: int, seed: int | None, class_order: Sequence[int] | None, what: str) -> list[int]:
     """The order in which original classes appear."""
     if class_order is not None:
-        wrong = sorted({c for c in class_order if not 0 <= c < k} | {c for c in class_order if class_order.count(c) > 1})
+        wrong = sorted(
+            {c for c in class_order if not 0 <= c < k} | {c for c in class_order if class_order.count(c) > 1}
+        )
         if wrong or not class_order:
             raise ClplatformError(
                 f"stream.class_order={list(class_order)}: give each class of {what} at most once, 0 … {k - 1}"

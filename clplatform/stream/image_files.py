@@ -70,9 +70,7 @@ def _find(folder: Path, *names: str) -> Path:
     for path in candidates:
         if path.is_file():
             return path
-    raise ClplatformError(
-        f"{folder} lacks {names[0]} (or {names[0]}.gz): put the four IDX files of the data set there"
-    )
+    raise ClplatformError(f"{folder} lacks {names[0]} (or {names[0]}.gz): put the four IDX files of the data set there")
 
 
 def read_idx(path: Path) -> np.ndarray:

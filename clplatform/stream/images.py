@@ -84,7 +84,10 @@ def split_images(
             part[split] = TensorData(shared, rows=rows)
         parts.append(_with_validation(part, validation_fraction, seed))
         classes.append(tuple(sorted(plan.number_of[group].tolist())))
-    names = [" ".join(images.class_names[c] for c in g) if len(g) <= 3 else f"experience {i + 1}" for i, g in enumerate(plan.groups)]
+    names = [
+        " ".join(images.class_names[c] for c in g) if len(g) <= 3 else f"experience {i + 1}"
+        for i, g in enumerate(plan.groups)
+    ]
     return _stream(name, scenario, images, parts, classes, plan.class_names, seed, augment, names)
 
 
@@ -215,10 +218,10 @@ def images_to_tensor(inputs: Any, spec: InputSpec) -> Tensor:
     if x.ndim != 4:
         raise ClplatformError(f"an array of images has the shape [N, H, W] or [N, C, H, W], not {list(x.shape)}")
     if x.dtype.is_floating_point:
-        if x.numel() and not (0 <= x.min() and x.max() <= 1):
+        if x.numel() and not (x.min() >= 0 and x.max() <= 1):
             raise ClplatformError(f"images as floats lie in 0 … 1; these reach from {x.min():g} to {x.max():g}")
         x = (x * 255).round()
-    elif x.numel() and not (0 <= x.min() and x.max() <= 255):
+    elif x.numel() and not (x.min() >= 0 and x.max() <= 255):
         raise ClplatformError(f"images as integers lie in 0 … 255; these reach from {x.min()} to {x.max()}")
     return _fit(x.float(), spec.shape)
 

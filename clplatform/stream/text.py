@@ -10,9 +10,16 @@ import torch
 from annotated_types import Ge, Lt
 
 from clplatform.data import TensorData
-from clplatform.stream.base import InMemoryStream, Plan, make_experiences, number_classes, plan_classes, resolve_order
+from clplatform.stream.base import (
+    InMemoryStream,
+    Plan,
+    make_experiences,
+    number_classes,
+    plan_classes,
+    resolve_order,
+    task_label,
+)
 from clplatform.stream.base import split_validation as stratified
-from clplatform.stream.base import task_label
 from clplatform.stream.text_files import Texts, banking77_files, clinc150_files, hub_texts, read_files
 from clplatform.stream.tokenizer import encode, train_wordpiece
 from clplatform.types import ClplatformError, InputSpec, Scenario, StreamInfo
@@ -199,7 +206,9 @@ def by_class(
     if tokenizer is None:
         first = rows["train"][0] if held_out is None else rows["train"][0][held_out[0][0]]
         tokenizer = train_wordpiece([source.train.joined(int(i)) for i in first], vocab_size)
-        notes.append(f"WordPiece tokenizer with {len(tokenizer)} tokens trained on the first experience's training texts")
+        notes.append(
+            f"WordPiece tokenizer with {len(tokenizer)} tokens trained on the first experience's training texts"
+        )
     columns: dict[str, dict[str, torch.Tensor]] = {}
     start = 0
     for split, texts in splits.items():
@@ -207,7 +216,9 @@ def by_class(
             encoded = encode(tokenizer, texts.texts, max_length)
             full = int((encoded["attention_mask"].sum(1) >= max_length).sum())
             if full:
-                notes.append(f"{full} of {len(texts.labels)} {split} texts reach stream.max_length={max_length} tokens and may be cut")
+                notes.append(
+                    f"{full} of {len(texts.labels)} {split} texts reach stream.max_length={max_length} tokens and may be cut"
+                )
             index = torch.arange(start, start + len(texts.labels))
             columns[split] = {**encoded, "labels": plan.number_of[originals[split]], "index": index}
             start += len(index)
@@ -232,9 +243,7 @@ def by_class(
         classes_per_experience=tuple(len(c) for c in classes),
         class_names=plan.class_names,
         seed=-1 if seed is None else seed,
-        input=InputSpec(
-            "text", vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, max_length=max_length
-        ),
+        input=InputSpec("text", vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, max_length=max_length),
         task_ids=scenario == "task_incremental",
     )
     return InMemoryStream(info, make_experiences(parts, classes, scenario, titles), None, tokenizer, notes)

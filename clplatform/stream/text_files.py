@@ -117,7 +117,12 @@ def read_files(path: str, text_columns: Sequence[str], label_column: str, experi
 
 
 def from_table(
-    table: Any, path: str, text_columns: Sequence[str], label_column: str, experience_column: str | None, first_line: int
+    table: Any,
+    path: str,
+    text_columns: Sequence[str],
+    label_column: str,
+    experience_column: str | None,
+    first_line: int,
 ) -> Texts:
     """Texts and labels of a table's rows."""
     needed = [*text_columns, label_column, *([experience_column] if experience_column else [])]
@@ -143,15 +148,23 @@ def hub_texts(
     try:
         import datasets
     except ImportError:
-        raise ClplatformError("stream=hf_text needs the package datasets: install it with `uv pip install datasets`") from None
+        raise ClplatformError(
+            "stream=hf_text needs the package datasets: install it with `uv pip install datasets`"
+        ) from None
     try:
-        loaded: Any = datasets.load_from_disk(dataset) if Path(dataset).is_dir() else datasets.load_dataset(dataset, subset)
+        loaded: Any = (
+            datasets.load_from_disk(dataset) if Path(dataset).is_dir() else datasets.load_dataset(dataset, subset)
+        )
     except Exception as error:
-        raise ClplatformError(f"stream.dataset={dataset}: cannot be loaded ({type(error).__name__}: {error})") from error
+        raise ClplatformError(
+            f"stream.dataset={dataset}: cannot be loaded ({type(error).__name__}: {error})"
+        ) from error
     parts = []
     for split in splits:
         if split not in loaded:
-            raise ClplatformError(f"stream.dataset={dataset}: there is no split {split!r} (there is: {', '.join(loaded)})")
+            raise ClplatformError(
+                f"stream.dataset={dataset}: there is no split {split!r} (there is: {', '.join(loaded)})"
+            )
         table = loaded[split].to_pandas()
         feature = loaded[split].features.get(label_column)
         if hasattr(feature, "int2str"):
@@ -166,7 +179,9 @@ def _check_encoding(file: Path) -> None:
         content.decode("utf-8")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
-        raise ClplatformError(f"{file}:{line}: not UTF-8 (byte 0x{content[error.start]:02x}); convert the file") from None
+        raise ClplatformError(
+            f"{file}:{line}: not UTF-8 (byte 0x{content[error.start]:02x}); convert the file"
+        ) from None
 
 
 def _lines(file: Path) -> list[str]:

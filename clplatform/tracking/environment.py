@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -17,7 +18,11 @@ PACKAGES = (
     "torch", "torchvision", "pytorch-lightning", "torchmetrics", "transformers", "tokenizers", "peft", "datasets",
     "avalanche-lib", "hydra-core", "omegaconf", "wandb", "numpy", "scipy", "scikit-learn", "pandas", "safetensors",
 )  # fmt: skip
-SECRET = re.compile(r"token|key|password|passwd|secret|credential", re.IGNORECASE)
+# Names of secrets: `api_key`, `hf-token`, `db.password`; not `max_tokens`, `tokenizer` or `keyboard`.
+SECRET_NAME = r"(?:[\w.+~-]*[._+~-])?(?:\w*api_?key|key|token|password|passwd|pwd|secret|credentials?)"
+SECRET = re.compile(SECRET_NAME, re.IGNORECASE)
+# Inside a word: `hub={token:abc,name:x}`, `url?token=abc&x=1`
+NESTED_SECRET = re.compile(rf"(?<![\w.-])({SECRET_NAME})(['\"]?\s*[:=]\s*)[^,&}}\]\s]+", re.IGNORECASE)
 # A key as the services write them: nobody's setting looks like this.
 SECRET_VALUE = re.compile(r"\b(hf_[A-Za-z0-9]{20,}|[0-9a-f]{40}|wandb_v1_\w+|gh[pousr]_\w{20,}|sk-[\w-]{20,})\b")
 REDACTED = "<redacted>"
@@ -30,7 +35,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu": {"model": cpu_model(), "count": cpu_count()},
-        **_torch(),
+        **torch_state(),
         "packages": packages(),
         "code": code_state(),
         "command": command_line(sys.argv),
@@ -42,9 +47,18 @@ def code_state() -> dict[str, Any]:
     from clplatform import __version__
 
     checkout = Path(__file__).resolve().parents[2]
-    commit = _git(checkout, "rev-parse", "HEAD") if (checkout / ".git").exists() else None
+    commit = _git(checkout, "rev-parse", "HEAD") if _is_ours(checkout) else None
     status = _git(checkout, "status", "--porcelain") if commit else None
     return {"version": __version__, "git_commit": commit, "dirty": bool(status) if status is not None else None}
+
+
+def _is_ours(checkout: Path) -> bool:
+    """A checkout of clplatform, not of something else that the package was copied or installed into?"""
+    try:
+        project = tomllib.loads((checkout / "pyproject.toml").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return (checkout / ".git").exists() and project.get("project", {}).get("name") == "clplatform"
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
@@ -70,9 +84,11 @@ def packages() -> dict[str, str]:
     return found
 
 
-def _torch() -> dict[str, Any]:
-    import torch
-
+def torch_state() -> dict[str, Any]:
+    """Threads and GPUs as PyTorch sees them; nothing where PyTorch is not loaded."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return {}
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {"threads": torch.get_num_threads(), "gpus": gpus, "cuda": torch.version.cuda if gpus else None}
 
@@ -100,15 +116,14 @@ def command_line(argv: list[str]) -> list[str]:
     for word in words:
         redacted.append(REDACTED if hide_next else _redact(word))
         # `--api-key VALUE`: the secret is the next word
-        hide_next = not hide_next and word.startswith("-") and "=" not in word and SECRET.search(word) is not None
+        hide_next = not hide_next and word.startswith("-") and SECRET.fullmatch(word.lstrip("-")) is not None
     home = str(Path.home())
     return [word.replace(home, "~") if len(home) > 1 else word for word in redacted]
 
 
 def _redact(word: str) -> str:
     name, equals, _ = word.partition("=")
-    if equals and SECRET.search(name.rsplit(".", 1)[-1]):
+    if equals and SECRET.fullmatch(name.lstrip("-+~")):
         return f"{name}={REDACTED}"
-    # `https://user:password@host`
-    word = re.sub(r"(://[^/\s:@]+):[^/\s@]+@", rf"\1:{REDACTED}@", word)
-    return SECRET_VALUE.sub(REDACTED, word)
+    word = re.sub(r"(://[^/\s:@]+):[^/\s@]+@", rf"\1:{REDACTED}@", word)  # https://user:password@host
+    return SECRET_VALUE.sub(REDACTED, NESTED_SECRET.sub(rf"\1\2{REDACTED}", word))

@@ -9,7 +9,6 @@ from typing import Annotated, Any
 from annotated_types import Ge
 from pytorch_lightning.loggers import CSVLogger, Logger
 
-from clplatform.tracking.local import LocalLogger
 from clplatform.tracking.logger import Row, RunContext, RunLogger
 from clplatform.types import ClplatformError
 
@@ -25,7 +24,7 @@ class Csv:
         self.every_n_steps = every_n_steps
 
     def loggers(self, run: RunContext) -> list[RunLogger]:
-        return [LocalLogger(run), Forward(run, lambda first: CSVLogger(str(run.run_dir), name="csv"))]
+        return [Forward(run, lambda first: CSVLogger(str(run.run_dir), name="csv"))]
 
 
 class TensorBoard:
@@ -39,7 +38,7 @@ class TensorBoard:
     """
 
     def __init__(self, *, every_n_steps: Annotated[int, Ge(1)]) -> None:
-        if importlib.util.find_spec("tensorboard") is None:
+        if not any(map(importlib.util.find_spec, ("tensorboard", "tensorboardX"))):
             raise ClplatformError(
                 "tracking=tensorboard needs the package tensorboard: install it (pip install tensorboard), "
                 "or choose tracking=local"
@@ -53,7 +52,7 @@ class TensorBoard:
             purge: dict[str, Any] = {"purge_step": first.step} if run.resume else {}
             return TensorBoardLogger(str(run.run_dir), name="tensorboard", version="", **purge)
 
-        return [LocalLogger(run), Forward(run, make)]
+        return [Forward(run, make)]
 
 
 class Forward(RunLogger):

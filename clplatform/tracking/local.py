@@ -15,10 +15,11 @@ from clplatform.tracking.logger import EVALUATION, Row, RunContext, RunLogger
 
 FILE = "metrics.jsonl"
 FIELDS = ("time", "step", "experience", "epoch", "stage")
+NON_FINITE = "non_finite"
 
 
 class Local:
-    """`metrics.jsonl` in the run directory and nothing else.
+    """`metrics.jsonl` in the run directory, which every page has, and nothing else.
 
     Args:
         every_n_steps: steps between two logged training losses.
@@ -28,14 +29,15 @@ class Local:
         self.every_n_steps = every_n_steps
 
     def loggers(self, run: RunContext) -> list[RunLogger]:
-        return [LocalLogger(run)]
+        return []
 
 
 class LocalLogger(RunLogger):
     """Appends rows to `metrics.jsonl`; a killed process loses at most the line it was writing.
 
-    NaN and the infinities, which JSON lacks, are the strings "NaN", "Infinity" and "-Infinity" (`float()`
-    reads all three), so that a diverged loss stays visible in the record.
+    JSON has no NaN and no infinities: such a value is null, and the row's `non_finite` says which it was
+    (`{"train/loss": null, "non_finite": {"train/loss": "NaN"}}`; "NaN", "Infinity" or "-Infinity", all of which
+    `float()` reads). Rows without one have no `non_finite`.
 
     A resumed run goes on in the same file. Rows at or beyond the first one that it logs again are dropped
     before, so the file looks as if the run had never stopped.
@@ -75,8 +77,9 @@ class LocalLogger(RunLogger):
 def to_line(row: Row) -> str:
     """The row as one line of JSON."""
     values: dict[str, Any] = {name: getattr(row, name) for name in FIELDS}
-    for name, value in row.metrics.items():
-        values[name] = value if math.isfinite(value) else _spell(value)
+    values |= {name: value if math.isfinite(value) else None for name, value in row.metrics.items()}
+    if odd := {name: _spell(value) for name, value in row.metrics.items() if not math.isfinite(value)}:
+        values[NON_FINITE] = odd
     return json.dumps(values, allow_nan=False) + "\n"
 
 
@@ -95,6 +98,7 @@ def read(path: Path) -> Iterator[Row]:
                 return
             raise ValueError(f"{path}:{number}: not JSON ({error})") from None
         place = {name: values.pop(name) for name in FIELDS}
+        values |= values.pop(NON_FINITE, {})
         yield Row(**place, metrics={name: float(value) for name, value in values.items()})
 
 

@@ -41,6 +41,7 @@ class RunContext:
     experience_names: tuple[str, ...] = ()
     metric: str = "accuracy"
     higher_is_better: bool = True
+    matrix: Matrix = field(default_factory=list)  # of a resumed run: what it measured before it stopped
 
 
 class TrackingPage(Protocol):
@@ -48,7 +49,9 @@ class TrackingPage(Protocol):
 
     every_n_steps: int  # steps between two logged training losses
 
-    def loggers(self, run: RunContext) -> list[RunLogger]: ...
+    def loggers(self, run: RunContext) -> list[RunLogger]:
+        """What is logged to beside `metrics.jsonl`, which every run has."""
+        ...
 
 
 class RunLogger(Logger):

@@ -47,6 +47,7 @@ def print_matrix(
     """
     if not matrix or not matrix[0]:
         return
+    tolerate(console)
     values = [v for row in matrix for v in row if v is not None and math.isfinite(v)]
     low, high = (0.0, 1.0) if metric_name == "accuracy" else (min(values, default=0.0), max(values, default=1.0))
     width = max([5, *(len(cell_text(v, metric_name)) + (metric_name != "accuracy") for v in values)])
@@ -138,6 +139,7 @@ def print_summary(
         report_path: None: there is none.
         console: where to print.
     """
+    tolerate(console)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("metric")
     table.add_column("", justify="right", style="bold")
@@ -192,3 +194,11 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02} h" if hours else f"{minutes}:{rest:02} min"
+
+
+def tolerate(console: Console) -> Console:
+    """Make a console that lacks a sign (a log in ASCII) show a question mark: no reason to lose a run at its end."""
+    reconfigure = getattr(console.file, "reconfigure", None)
+    if reconfigure is not None and not console.encoding.startswith("utf"):
+        reconfigure(errors="replace")
+    return console

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -17,50 +16,11 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from clplatform.tracking.tables import cell_text, duration, heat
+from clplatform.tracking.pace import Pace, left_text
+from clplatform.tracking.tables import cell_text, duration, heat, tolerate
 from clplatform.types import ExperienceInfo
 
 HERTZ = 4  # of the display, and at most of reading the loss (which waits for the device)
-
-
-@dataclass
-class Pace:
-    """How long the run still takes, from what is finished."""
-
-    n_experiences: int
-    clock: Callable[[], float] = time.monotonic
-    n_steps: int = 0  # of the current experience
-    step: int = 0
-    index: int = 0
-    _start: float = 0.0
-    _first_batch: float | None = None
-    _first_step: int = 0
-    _finished: list[float] = field(default_factory=list)
-
-    def start_experience(self, index: int, n_steps: int) -> None:
-        self.index, self.n_steps, self.step = index, n_steps, 0
-        self._start, self._first_batch = self.clock(), None
-
-    def count_step(self) -> None:
-        self.step += 1
-        if self._first_batch is None:  # what precedes the first batch is no pace of training
-            self._first_batch, self._first_step = self.clock(), self.step
-
-    def finish_experience(self) -> float:
-        """Seconds the experience took."""
-        seconds = self.clock() - self._start
-        self._finished.append(seconds)
-        return seconds
-
-    def seconds_left(self) -> float | None:
-        """An estimate for the whole run; None while there is nothing to go by."""
-        done = self.step - self._first_step
-        if self._first_batch is None or done < 1:
-            return None
-        per_step = (self.clock() - self._first_batch) / done
-        rest = max(self.n_steps - self.step, 0) * per_step
-        whole = sum(self._finished) / len(self._finished) if self._finished else self.n_steps * per_step
-        return rest + (self.n_experiences - self.index - 1) * whole
 
 
 class TerminalProgress(Callback):
@@ -87,7 +47,7 @@ class TerminalProgress(Callback):
         console: Console | None = None,
     ) -> None:
         self.n_experiences, self.class_names, self.enabled, self.metric = n_experiences, class_names, enabled, metric
-        self.console = console or Console()
+        self.console = tolerate(console or Console())
         self.pace = Pace(n_experiences)
         self.info: ExperienceInfo | None = None
         self.phase, self.epoch, self.n_epochs = "starting", 0, 0
@@ -117,6 +77,13 @@ class TerminalProgress(Callback):
         if live is not None:
             live.stop()
 
+    def show_finished(self, rows: Sequence[Sequence[float | None]], seconds: Sequence[float]) -> None:
+        """A resumed run starts with the experiences it has finished: their rows of the matrix and their times."""
+        self.pace.resume(seconds)
+        if self.enabled:
+            for index, (row, spent) in enumerate(zip(rows, seconds, strict=True)):
+                self._print(index, row, spent)
+
     def start_experience(self, info: ExperienceInfo, n_steps: int) -> None:
         """An experience begins.
 
@@ -134,12 +101,14 @@ class TerminalProgress(Callback):
             return
         seconds = self.pace.finish_experience()
         self.phase = "starting"
-        self.console.print(self._line(self.info, row, seconds), highlight=False, soft_wrap=self._live is None)
+        self._print(self.info.index, row, seconds)
 
     # -- Lightning's hooks -----------------------------------------------------------------------------------------
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.n_epochs, self.n_batches = trainer.max_epochs or 0, int(trainer.num_training_batches)
         self.batch, self.phase = 0, "training"
+        done = trainer.fit_loop.epoch_loop.batch_progress.current.completed  # of this epoch, when it goes on
+        self.pace.start_stage(self.n_epochs * self.n_batches, trainer.current_epoch * self.n_batches + done)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.epoch, self.batch, self.phase = trainer.current_epoch, 0, "training"
@@ -206,10 +175,13 @@ class TerminalProgress(Callback):
         shown = ", ".join(names)
         return shown if len(shown) <= 60 else f"{', '.join(names[:3])}, … ({len(names)} classes)"
 
-    def _line(self, info: ExperienceInfo, row: Sequence[float | None], seconds: float) -> Text:
+    def _print(self, index: int, row: Sequence[float | None], seconds: float) -> None:
+        self.console.print(self._line(index, row, seconds), highlight=False, soft_wrap=self._live is None)
+
+    def _line(self, index: int, row: Sequence[float | None], seconds: float) -> Text:
         """`✓ experience 2/5  mean 89.1 %  │ 81.0 97.1   ·   ·   ·  9.4 s`"""
-        n = f"{info.index + 1:>{len(str(self.n_experiences))}}/{self.n_experiences}"
-        seen = [v for v in row[: info.index + 1] if v is not None]
+        n = f"{index + 1:>{len(str(self.n_experiences))}}/{self.n_experiences}"
+        seen = [v for v in row[: index + 1] if v is not None]
         unit = " %" if self.metric == "accuracy" else ""
         mean = cell_text(sum(seen) / len(seen) if seen else None, self.metric)
         text = Text.assemble(("✓ ", "green"), f"experience {n}  ", "mean ", (f"{mean:>5}{unit}", "bold"), "  │ ")
@@ -217,7 +189,7 @@ class TerminalProgress(Callback):
         # Where the terminal is too narrow for the whole row its latest cells are the ones that say most.
         cells = [(cell_text(v, self.metric), v) for v in row]
         room = max((self.console.width - text.cell_len - len(time_text) - 2) // 6, 1) if self._live else len(cells)
-        first = max(min(info.index + 1, len(cells)) - room, 0)
+        first = max(min(index + 1, len(cells)) - room, 0)
         if first:
             text.append("… ", style="dim")
         for cell, value in cells[first : first + room]:
@@ -241,10 +213,3 @@ def read_terms(module: LightningModule) -> dict[str, float]:
         return {}
     values = torch.stack([value.detach().reshape(()).float() for value in terms.values()]).tolist()
     return dict(zip(terms, values, strict=True))
-
-
-def left_text(seconds: float) -> str:
-    """Coarse on purpose: an estimate with decimals claims too much."""
-    if seconds < 60:
-        return f"{math.ceil(seconds)} s"
-    return duration(round(seconds))

@@ -10,11 +10,12 @@ from typing import Any, Self
 
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
+from clplatform.tracking.local import LocalLogger
 from clplatform.tracking.logger import EVALUATION, Matrix, Row, RunContext, RunLogger, TrackingPage, scalars
 
 
 class Tracker:
-    """Fans out to the loggers of the chosen `tracking` page. A context: leaving it closes the loggers.
+    """Fans out to `metrics.jsonl` and the loggers of the chosen `tracking` page. A context: leaving it closes them.
 
     In a multi-process run only the first process logs. A failing disk stops the local record with one message
     on stderr; results and checkpoints have their own, louder, failures.
@@ -27,6 +28,7 @@ class Tracker:
         resume: the run goes on where it stopped.
         experience_names: for tables.
         metric, higher_is_better: what the matrix holds.
+        matrix: of a resumed run, what it measured before it stopped.
     """
 
     def __init__(
@@ -40,16 +42,18 @@ class Tracker:
         experience_names: Sequence[str] = (),
         metric: str = "accuracy",
         higher_is_better: bool = True,
+        matrix: Matrix | None = None,
     ) -> None:
-        run = RunContext(run_dir, config, run_id, resume, tuple(experience_names), metric, higher_is_better)
+        names, known = tuple(experience_names), [] if matrix is None else matrix
+        run = RunContext(run_dir, config, run_id, resume, names, metric, higher_is_better, known)
         self.every_n_steps = settings.every_n_steps
         first_process = getattr(rank_zero_only, "rank", 0) in (0, None)
-        self._loggers: list[RunLogger] = settings.loggers(run) if first_process else []
+        self._loggers: list[RunLogger] = [LocalLogger(run), *settings.loggers(run)] if first_process else []
         self._last = (0, 0, 0)  # step, experience, epoch
 
     @property
     def loggers(self) -> list[RunLogger]:
-        """Lightning loggers, the same for every Trainer of the run; may be empty (then pass `logger=False`)."""
+        """Lightning loggers, the same for every Trainer of the run; empty in processes that do not log."""
         return list(self._loggers)
 
     def start_stage(self, *, first_step: int, experience: int, stage: str) -> None:
@@ -82,6 +86,7 @@ class Tracker:
         matrix: Matrix,
         *,
         step: int | None = None,
+        epoch: int | None = None,
     ) -> None:
         """Log what was measured after an experience, under `evaluation/…`.
 
@@ -91,13 +96,15 @@ class Tracker:
             metrics: average accuracy and the like; None is left out.
             matrix: all rows so far.
             step: optimizer steps of the whole run so far; None: as logged last.
+            epoch: in which the experience's training ended; None: as logged last.
         """
         if not self._loggers:
             return
         values = {f"evaluation/{name}": value for name, value in metrics.items() if value is not None}
         values |= {f"evaluation/experience_{j}": v for j, v in enumerate(row, start=1) if v is not None}
-        last_step, _, epoch = self._last
-        logged = Row(last_step if step is None else step, index, epoch if index else 0, EVALUATION, scalars(values))
+        last_step, _, last_epoch = self._last
+        at, epoch = (last_step if step is None else step), (last_epoch if epoch is None else epoch)
+        logged = Row(at, index, epoch if index else 0, EVALUATION, scalars(values))
         for logger in list(self._loggers):
             self._guard(logger, "write_matrix", [list(r) for r in matrix], logged)
 

@@ -21,7 +21,6 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt
 
 from clplatform.tracking.credentials import has_key
-from clplatform.tracking.local import LocalLogger
 from clplatform.tracking.logger import Matrix, Row, RunContext, RunLogger
 
 Mode = Literal["auto", "online", "offline", "off"]
@@ -60,7 +59,7 @@ class Wandb:
 
     def loggers(self, run: RunContext) -> list[RunLogger]:
         mode = chosen_mode(self.mode)
-        return [LocalLogger(run)] if mode == "off" else [LocalLogger(run), WandbMirror(run, self, mode)]
+        return [] if mode == "off" else [WandbMirror(run, self, mode)]
 
 
 def chosen_mode(mode: str) -> Literal["online", "offline", "off"]:
@@ -88,7 +87,7 @@ class WandbMirror(RunLogger):
         self.settings, self.mode = settings, mode
         self.inner: Any = None  # Lightning's WandbLogger
         self.failed = False
-        self.matrix: Matrix = []
+        self.matrix: Matrix = run.matrix
         self._drawn_at, self._drawn_rows = time.monotonic(), 0
 
     def write(self, row: Row) -> None:
@@ -105,7 +104,11 @@ class WandbMirror(RunLogger):
 
     def close(self, status: str, summary: Mapping[str, Any]) -> None:
         if self.inner is None:
-            return
+            if not (status == "completed" and self.matrix):
+                return  # nothing happened that is worth a run
+            self._guard(lambda: setattr(self, "inner", self._start()))  # stopped after its last row, now completed
+            if self.inner is None:
+                return
         self._guard(lambda: self._summarize(status, summary))
         if self.matrix:
             if self._drawn_rows < len(self.matrix):

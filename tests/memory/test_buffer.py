@@ -43,7 +43,9 @@ def test_class_balanced_shares_are_equal_and_uniform_within_a_class() -> None:
         counts[kept] += 1
     for part in (counts[:80], counts[80:]):
         expected = trials * 10 / len(part)
-        statistic = float(((part - expected) ** 2 / (expected * (1 - 10 / len(part)))).sum()) * (len(part) - 1) / len(part)
+        statistic = (
+            float(((part - expected) ** 2 / (expected * (1 - 10 / len(part)))).sum()) * (len(part) - 1) / len(part)
+        )
         assert stats.chi2.sf(statistic, len(part) - 1) > 0.001
 
 

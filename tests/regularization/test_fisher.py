@@ -14,7 +14,7 @@ from clplatform.strategy.finetuning import Finetuning
 
 
 @pytest.fixture
-def learner():  # noqa: ANN201
+def learner():
     stream = TinyStream()
     learner = make_learner(stream, {"finetuning": Finetuning()}, dropout=0.3)
     for e in stream.experiences[:2]:
@@ -22,7 +22,7 @@ def learner():  # noqa: ANN201
     return learner
 
 
-def by_hand(learner, data, kind: str) -> dict[str, torch.Tensor]:  # noqa: ANN001
+def by_hand(learner, data, kind: str) -> dict[str, torch.Tensor]:
     learner.eval()
     total = {n: torch.zeros_like(p) for n, p in learner.named_parameters()}
     for i in range(len(data)):
@@ -38,18 +38,18 @@ def by_hand(learner, data, kind: str) -> dict[str, torch.Tensor]:  # noqa: ANN00
 
 
 @pytest.mark.parametrize("kind", ["exact", "empirical"])
-def test_equals_autograd_sample_by_sample(learner, kind: str) -> None:  # noqa: ANN001
+def test_equals_autograd_sample_by_sample(learner, kind: str) -> None:
     data = TinyStream()[1].train
     expected = by_hand(learner, data, kind)
     for name, value in fisher_diagonal(learner, data, kind).items():  # type: ignore[arg-type]
         torch.testing.assert_close(value, expected[name])
 
 
-def test_the_slow_way_is_the_same(learner, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ANN001
+def test_the_slow_way_is_the_same(learner, monkeypatch: pytest.MonkeyPatch) -> None:
     data = TinyStream()[1].train
     fast = fisher_diagonal(learner, data, "empirical")
 
-    def refuse(*args, **kwargs):  # noqa: ANN002, ANN003, ANN202
+    def refuse(*args, **kwargs):
         raise RuntimeError("no batching rule")
 
     monkeypatch.setattr(module, "vmap", refuse)
@@ -59,7 +59,7 @@ def test_the_slow_way_is_the_same(learner, monkeypatch: pytest.MonkeyPatch) -> N
         torch.testing.assert_close(fast[name], slow[name])
 
 
-def test_closed_form_of_a_linear_softmax(learner) -> None:  # noqa: ANN001
+def test_closed_form_of_a_linear_softmax(learner) -> None:
     """For logits Wh + b the bias's Fisher is E[p_k (1 − p_k)]."""
     data = TinyStream()[0].train
     fisher = fisher_diagonal(learner, data, "exact")
@@ -68,13 +68,13 @@ def test_closed_form_of_a_linear_softmax(learner) -> None:  # noqa: ANN001
     torch.testing.assert_close(fisher["head.linear.bias"], (p * (1 - p)).mean(0))
 
 
-def test_sampled_approaches_exact(learner) -> None:  # noqa: ANN001
+def test_sampled_approaches_exact(learner) -> None:
     data = TinyStream(per_class=600)[0].train
     exact, sampled = (fisher_diagonal(learner, data, k)["head.linear.bias"] for k in ("exact", "sampled"))
     torch.testing.assert_close(sampled, exact, rtol=0.25, atol=0.02)
 
 
-def test_not_the_square_of_the_mean_gradient(learner) -> None:  # noqa: ANN001
+def test_not_the_square_of_the_mean_gradient(learner) -> None:
     """Avalanche's mistake makes it tens of times smaller."""
     data = TinyStream()[1].train
     batch = data.fetch(torch.arange(len(data)))
@@ -84,7 +84,7 @@ def test_not_the_square_of_the_mean_gradient(learner) -> None:  # noqa: ANN001
     assert sum(f.sum() for f in fisher.values()) > 1.5 * sum((g**2).sum() for g in mean)
 
 
-def test_mode_and_batch_norm_are_untouched(learner) -> None:  # noqa: ANN001
+def test_mode_and_batch_norm_are_untouched(learner) -> None:
     learner.backbone.layer = nn.Sequential(learner.backbone.layer, nn.BatchNorm1d(16))
     before = {n: b.clone() for n, b in learner.named_buffers()}
     learner.train()
@@ -93,7 +93,7 @@ def test_mode_and_batch_norm_are_untouched(learner) -> None:  # noqa: ANN001
     assert all(torch.equal(before[n], b) for n, b in learner.named_buffers())
 
 
-def test_a_number_of_samples(learner) -> None:  # noqa: ANN001
+def test_a_number_of_samples(learner) -> None:
     learner.generator.manual_seed(0)
     a = fisher_diagonal(learner, TinyStream()[0].train, "empirical", samples=5)
     b = fisher_diagonal(learner, TinyStream()[0].train, "empirical")

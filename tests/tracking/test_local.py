@@ -7,14 +7,12 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from clplatform.tracking import local as module
 from clplatform.tracking.local import Local, LocalLogger, read
 from clplatform.tracking.logger import EVALUATION, Row, RunContext
-from clplatform.tracking.off import Off
 from clplatform.tracking.tracker import Tracker
 
 
@@ -53,17 +51,23 @@ def test_lines_are_on_disk_before_the_file_is_closed(tmp_path: Path) -> None:
     logger.close("failed", {})
 
 
-def test_numbers_that_json_lacks_are_strings_that_float_reads(tmp_path: Path) -> None:
-    write(tmp_path, [row(1, math.nan), row(2, math.inf), row(3, -math.inf)])
+def test_numbers_that_json_lacks_are_null_and_named_beside(tmp_path: Path) -> None:
+    write(tmp_path, [row(1, math.nan), row(2, math.inf), row(3, -math.inf), row(4)])
     text = (tmp_path / "metrics.jsonl").read_text()
 
     def refuse(constant: str) -> float:
         raise AssertionError(f"{constant} is not JSON")
 
-    values = [json.loads(line, parse_constant=refuse)["train/loss"] for line in text.splitlines()]
-    assert values == ["NaN", "Infinity", "-Infinity"]
-    back = [r.metrics["train/loss"] for r in read(tmp_path / "metrics.jsonl")]
-    assert math.isnan(back[0]) and back[1:] == [math.inf, -math.inf]
+    lines = [json.loads(line, parse_constant=refuse) for line in text.splitlines()]
+    assert [line["train/loss"] for line in lines] == [None, None, None, 0.5]
+    assert [line.get("non_finite") for line in lines] == [
+        {"train/loss": "NaN"}, {"train/loss": "Infinity"}, {"train/loss": "-Infinity"}, None,
+    ]  # fmt: skip
+    rows = list(read(tmp_path / "metrics.jsonl"))
+    assert math.isnan(rows[0].metrics["train/loss"])
+    assert [r.metrics["train/loss"] for r in rows[1:]] == [math.inf, -math.inf, 0.5]
+    write(tmp_path, [row(4)], resume=True)  # the rewrite keeps them
+    assert (tmp_path / "metrics.jsonl").read_text().splitlines()[:3] == text.splitlines()[:3]
 
 
 def test_a_resumed_run_drops_the_rows_that_it_logs_again(tmp_path: Path) -> None:
@@ -114,7 +118,7 @@ def test_resuming_that_logs_nothing_leaves_the_file_alone(tmp_path: Path) -> Non
 
 
 def test_lightning_steps_become_steps_of_the_run(tmp_path: Path) -> None:
-    (logger,) = Local(every_n_steps=1).loggers(context(tmp_path))
+    logger = LocalLogger(context(tmp_path))
     for first in (0, 100):
         logger.start_stage(first_step=first, experience=first // 100 + 1, stage="main")
         logger.log_metrics({"lr-AdamW": 0.1, "epoch": 2}, 7)
@@ -126,29 +130,32 @@ def test_lightning_steps_become_steps_of_the_run(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # of Python 3.12: the child only writes a file
 def test_a_killed_process_leaves_every_finished_line(tmp_path: Path) -> None:
-    """Against the file's own layer, in a forked child: no import is paid again."""
+    """In a forked child, so that no import is paid again."""
     child = os.fork()
     if child == 0:  # pragma: no cover
-        write(tmp_path, [row(i) for i in range(50)], close=False)
-        os.kill(os.getpid(), signal.SIGKILL)
+        try:
+            write(tmp_path, [row(i) for i in range(50)], close=False)
+        finally:
+            os.kill(os.getpid(), signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     assert os.WTERMSIG(status) == signal.SIGKILL
     assert steps(tmp_path) == list(range(50))
 
 
-@pytest.mark.parametrize("page", [Local, Off])
-def test_wandb_is_not_imported_where_it_is_not_used(
-    tmp_path: Path, page: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_neither_wandb_nor_hydra_is_imported_where_it_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(sys.modules, "wandb", None)  # importing it now fails
+    for name in ("wandb", "hydra", "hydra.utils"):
+        monkeypatch.setitem(sys.modules, name, None)  # importing it now fails
     for source in Path(module.__file__).parent.glob("*.py"):
         spec = importlib.util.spec_from_file_location(f"fresh_{source.stem}", source)
         assert spec is not None and spec.loader is not None
         fresh = importlib.util.module_from_spec(spec)
         monkeypatch.setitem(sys.modules, spec.name, fresh)
         spec.loader.exec_module(fresh)
-    with Tracker(tmp_path, {}, page(every_n_steps=1), run_id="a") as tracker:
+    with Tracker(tmp_path, {}, Local(every_n_steps=1), run_id="a") as tracker:
         tracker.log({"train/loss": 1.0}, step=1, experience=1, epoch=0, stage="main")
     assert capsys.readouterr().err == ""
-    assert (tmp_path / "metrics.jsonl").exists() == (page is Local)
+    assert (tmp_path / "metrics.jsonl").exists()

@@ -15,7 +15,7 @@ from clplatform.results import Results
 from clplatform.strategy.finetuning import Finetuning
 from clplatform.tracking.local import read
 from clplatform.tracking.logger import Row
-from clplatform.tracking.observe import Observers
+from clplatform.tracking.observe import Observers, make_page
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's and torch's own remarks
 
@@ -92,16 +92,45 @@ def test_a_broken_and_resumed_run_has_the_same_record(tmp_path: Path, stop_at: i
         run(watched(tmp_path / "broken", stop_at=stop_at))
     run(resumed := watched(tmp_path / "broken", resume=True), resume=True)
     assert content(tmp_path / "broken") == content(tmp_path / "whole")
+    observers: Any = resumed.observers[0]
+    lines = observers.terminal.console.file.getvalue().splitlines()
+    assert [line.split()[2] for line in lines] == ["1/3", "2/3", "3/3"]  # those from before it stopped, too
     assert same(weights(resumed.learner), weights(whole.learner))
 
 
 def test_logging_changes_nothing_in_the_run(tmp_path: Path) -> None:
-    off = {"_target_": "clplatform.tracking.off.Off", "every_n_steps": 1}
-    every = {**LOCAL, "every_n_steps": 1}
-    run(a := watched(tmp_path / "a", page=off))
+    rare, every = {**LOCAL, "every_n_steps": 1000}, {**LOCAL, "every_n_steps": 1}
+    run(a := watched(tmp_path / "a", page=rare))
     run(b := watched(tmp_path / "b", page=every))
     assert same(weights(a.learner), weights(b.learner))
     assert a.results.matrix == b.results.matrix
-    assert not (tmp_path / "a" / "metrics.jsonl").exists()
+    counts = [sum("train/loss" in r.metrics for r in read(tmp_path / name / "metrics.jsonl")) for name in "ab"]
+    assert counts == [0, 24]
     with (tmp_path / "b" / "accuracy_matrix.csv").open() as file:
         assert len(list(csv.reader(file))) == 5
+
+
+def test_accumulated_batches_are_logged_once_a_step(tmp_path: Path) -> None:
+    experiment = watched(tmp_path, page={**LOCAL, "every_n_steps": 1})
+    experiment.fitter.trainer["accumulate_grad_batches"] = 3
+    run(experiment)
+    train = [r for r in read(tmp_path / "metrics.jsonl") if "train/loss" in r.metrics]
+    assert [r.step for r in train] == list(range(1, 13))  # of 4 batches: one step of 3, one of the last
+
+
+def test_a_batch_that_is_not_logged_reads_nothing(tmp_path: Path) -> None:
+    experiment = watched(tmp_path, page={**LOCAL, "every_n_steps": 1000})
+    observers: Any = experiment.observers[0]
+
+    class Step:
+        steps = 7
+
+        def __getattr__(self, name: str) -> Any:
+            raise AssertionError(f"{name} was read")
+
+    observers.after_batch(None, Step(), 0)
+
+
+def test_a_page_is_made_by_its_target() -> None:
+    page = make_page({"_target_": "clplatform.tracking.lightning.Csv", "every_n_steps": 7})
+    assert type(page).__name__ == "Csv" and page.every_n_steps == 7

@@ -82,6 +82,15 @@ def test_numbers_in_words() -> None:
     assert [cell_text(None), cell_text(1.0), cell_text(0.0)] == ["·", "100.0", "0.0"]
 
 
+def test_a_console_in_ascii_gets_question_marks() -> None:
+    raw = io.BytesIO()
+    console = Console(file=io.TextIOWrapper(raw, encoding="ascii"), width=80)
+    print_matrix([[None], [0.5]], ["über"], "accuracy", True, console)
+    print_summary({"average_accuracy": 0.5}, {}, "größe/report.html", console)
+    console.file.flush()
+    assert b"50.0" in raw.getvalue() and b"gr??e/report.html" in raw.getvalue()
+
+
 def test_tables_import_neither_torch_nor_lightning() -> None:
     program = (
         "import sys, clplatform.tracking.tables as t; assert not {'torch', 'pytorch_lightning'} & set(sys.modules)"

@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from torch.utils.data import DataLoader, TensorDataset
 
-from clplatform.tracking.terminal import Pace, TerminalProgress, left_text
+from clplatform.tracking.terminal import TerminalProgress
 from clplatform.types import ExperienceInfo
 
 SHOW, HIDE = "\x1b[?25h", "\x1b[?25l"  # the cursor
@@ -156,25 +156,30 @@ def test_a_narrow_terminal_shows_the_latest_cells() -> None:
     assert "20/30" in line and "… " in line and "19.0" in line and " 1.0" not in line
 
 
-def test_time_left_counts_the_experiences_to_come() -> None:
-    now = [0.0]
-    pace = Pace(3, clock=lambda: now[0])
-    pace.start_experience(0, 10)
-    assert pace.seconds_left() is None
-    now[0] = 5.0  # preparing is not training
-    for _ in range(6):
-        pace.count_step()
-        now[0] += 1.0
-    # 6 steps took (11 − 5) s after the first: 4 left at 1.2 s, and two whole experiences
-    assert pace.seconds_left() == pytest.approx(4 * 1.2 + 2 * 12.0)
-    assert pace.finish_experience() == 11.0
-    pace.start_experience(1, 10)
-    now[0] += 1.0
-    for _ in range(2):
-        pace.count_step()
-        now[0] += 1.0
-    assert pace.seconds_left() == pytest.approx(8 * 2.0 + 11.0)
-    assert [left_text(s) for s in (0.2, 59.0, 61.0)] == ["1 s", "59 s", "1:01 min"]
+def test_a_resumed_run_shows_what_it_has_finished() -> None:
+    progress = make(terminal=False)
+    progress.show_finished([[1.0, None, None], [0.5, 0.75, None]], [3.0, 5.0])
+    lines = output(progress).splitlines()
+    assert [line.split()[2] for line in lines] == ["1/3", "2/3"]
+    assert lines[1].startswith("✓ experience 2/3  mean  62.5 %  │  50.0  75.0     ·") and lines[1].endswith("5.0 s")
+
+
+def test_more_data_than_expected_lengthens_the_bar() -> None:
+    progress = make(terminal=True)
+    with progress:
+        progress.start_experience(info(0), 2)  # of its own data; the strategy trains on more
+        fit(progress, Model())
+        assert (progress.pace.step, progress.pace.n_steps) == (6, 6)
+
+
+def test_a_log_in_ascii_does_not_stop_a_run() -> None:
+    raw = io.BytesIO()
+    progress = TerminalProgress(
+        3, ["Käse"] * 6, console=Console(file=io.TextIOWrapper(raw, encoding="ascii", line_buffering=True))
+    )
+    progress.start_experience(info(0), 6)
+    progress.finish_experience([1.0, None, None])
+    assert raw.getvalue().startswith(b"? experience 1/3  mean 100.0 %  ? 100.0")
 
 
 def test_it_can_be_sent_to_another_process() -> None:

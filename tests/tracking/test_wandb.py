@@ -189,6 +189,33 @@ def test_an_exception_in_the_run_is_recorded_as_such(tmp_path: Path) -> None:
     assert {"status": "failed"} in [r["summary"]["update"] for r in found if r["type"] == "summary"]
 
 
+def test_off_leaves_only_the_record(tmp_path: Path) -> None:
+    off: Any = False  # what YAML makes of a bare off
+    for mode in ("off", off):
+        assert [type(logger).__name__ for logger in tracker(tmp_path, mode=mode).loggers] == ["LocalLogger"]
+
+
+def test_a_run_that_stopped_after_its_last_row_gets_its_matrix_and_summary(tmp_path: Path) -> None:
+    names = ("0, 1", "2, 3")
+    t = Tracker(tmp_path, CONFIG, page(), run_id="abc123def456", resume=True, experience_names=names, matrix=MATRIX)
+    t.finish("completed", {"average_accuracy": 0.6875})
+    found = records(tmp_path)
+    assert any("matrix_table._type" in r["history"]["item"] for r in found if r["type"] == "history")
+    assert {"average_accuracy": 0.6875, "status": "completed"} in [
+        r["summary"]["update"] for r in found if r["type"] == "summary"
+    ]
+
+
+def test_a_resumed_run_that_stops_before_its_first_row_leaves_nothing(tmp_path: Path) -> None:
+    t = Tracker(tmp_path, CONFIG, page(), run_id="abc123def456", resume=True, matrix=MATRIX)
+    t.finish("stopped", {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_run_name() -> None:
+    assert run_name(CONFIG) == "replay+lwf split_digits seed 3"
+
+
 def test_mode_follows_environment_and_netrc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert chosen_mode("auto") == "offline"
     path = tmp_path / "netrc"
@@ -204,13 +231,3 @@ def test_mode_follows_environment_and_netrc(tmp_path: Path, monkeypatch: pytest.
     assert chosen_mode("auto") == "offline" and chosen_mode("online") == "online"
     monkeypatch.setenv("WANDB_MODE", "disabled")
     assert chosen_mode("auto") == "off"
-
-
-def test_off_leaves_only_the_record(tmp_path: Path) -> None:
-    off: Any = False  # what YAML makes of a bare off
-    for mode in ("off", off):
-        assert [type(logger).__name__ for logger in tracker(tmp_path, mode=mode).loggers] == ["LocalLogger"]
-
-
-def test_run_name() -> None:
-    assert run_name(CONFIG) == "replay+lwf split_digits seed 3"
