@@ -34,7 +34,9 @@ def compose_and_run(arguments: list[str]) -> int:
         if isinstance(error.__cause__, ClplatformError):
             raise error.__cause__ from None
         raise explain(error, arguments) from error
-    except Exception:
+    except Exception as error:
+        if "Config group override must be" in str(error):
+            raise ClplatformError(f"{error}; plain fine-tuning is strategy=finetuning") from None
         if not _jobs:  # a single run: its traceback is the best there is
             raise
     finally:
