@@ -21,6 +21,7 @@ FOLDERS = {
 def show(kinds: Sequence[str], config_dir: Path | None = None) -> None:
     """Print one table for each kind."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     console = Console()
@@ -40,7 +41,7 @@ def show(kinds: Sequence[str], config_dir: Path | None = None) -> None:
         for i, name in enumerate(header):
             table.add_column(name, style="bold" if i == 0 else "", no_wrap=i == 0)
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*map(escape, row))
         console.print(table)
         console.print()
 
