@@ -88,14 +88,29 @@ def check_needs(chain: Chain, info: StreamInfo, config: dict[str, Any]) -> None:
             "choose a Transformer backbone, such as vit_tiny",
         ),
     }
-    for name, strategy in chain.strategies.items():
-        for need in sorted(strategy.needs & set(offered)):
+    head = get_object(config["head"]["_target_"])
+    wanted = {f"strategy={name}": s.needs for name, s in chain.strategies.items()}
+    wanted[f"head={head.__name__}"] = getattr(head, "needs", frozenset())
+    for who, needs in wanted.items():
+        for need in sorted(needs & set(offered)):
             present, problem, remedy = offered[need]
             if not present:
                 what = need.replace("_", " ")
                 raise ClplatformError(
-                    f"strategy={name} needs {what}, but stream={info.name} ({info.scenario}) {problem}; {remedy}"
+                    f"{who} needs {what}, but stream={info.name} ({info.scenario}) {problem}; {remedy}"
                 )
+
+
+def check_optimizer(config: dict[str, Any]) -> None:
+    """Let the optimizer look at its settings before anything is trained.
+
+    Raises:
+        ClplatformError: it refuses them.
+    """
+    try:
+        make(config["optimizer"])([torch.zeros(1, requires_grad=True)])
+    except (ValueError, TypeError) as error:
+        raise ClplatformError(f"optimizer: {error}; see optimizer.* in `clplatform --cfg job`") from None
 
 
 def check_capacity(chain: Chain, info: StreamInfo) -> None:

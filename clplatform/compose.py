@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,16 @@ from clplatform.types import ClplatformError
 
 # Jobs of this process's sweep: run directory → what went wrong, or None.
 _jobs: dict[Path, str | None] = {}
+# Why a single run was refused: raised when Hydra has returned, which would print a line of its own.
+_refused: list[ClplatformError] = []
 
 
 def compose_and_run(arguments: list[str]) -> int:
     """What `clplatform [flags] [overrides]` does. Returns the exit code."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through: the messages are ours
     _jobs.clear()
+    _refused.clear()
+    refuse_repetition(arguments)
     argv, sys.argv = sys.argv, ["clplatform", *arguments]
     try:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="run")(job)()
@@ -41,6 +46,8 @@ def compose_and_run(arguments: list[str]) -> int:
             raise
     finally:
         sys.argv = argv
+    if _refused:
+        raise _refused[0]
     return finish_sweep() if _jobs else 0
 
 
@@ -48,7 +55,12 @@ def job(config: DictConfig) -> float | None:
     """One Hydra job. Returns what a search maximises: the final average accuracy on the validation split."""
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     if HydraConfig.get().mode is not RunMode.MULTIRUN:
-        return show(resolved(config), run_dir)
+        try:
+            return show(resolved(config), run_dir)
+        except ClplatformError as error:
+            _refused.append(error)
+            remove_empty(run_dir)
+            return None
     try:
         value = sweep_job(resolved(config), run_dir)
     except Exception as error:
@@ -92,6 +104,22 @@ def objective(results: dict[str, Any]) -> float | None:
     """Average accuracy on the validation split after the last experience; None without such a split."""
     row = [value for value in (results.get("validation_matrix") or [[]])[-1] if value is not None]
     return sum(row) / len(row) if row else None
+
+
+def remove_empty(run_dir: Path) -> None:
+    """Take away the folder of a run that was refused before it began."""
+    if not (run_dir / "results.json").exists():
+        shutil.rmtree(run_dir, ignore_errors=True)
+
+
+def refuse_repetition(arguments: list[str]) -> None:
+    """`strategy=[replay,replay]` would quietly be one."""
+    for argument in arguments:
+        listed = re.fullmatch(r"strategy=\[([\w,\s]*)\]", argument)
+        names = [n.strip() for n in listed[1].split(",")] if listed else []
+        twice = sorted({n for n in names if names.count(n) > 1})
+        if twice:
+            raise ClplatformError(f"{argument}: {twice[0]} is named twice")
 
 
 def finish_sweep() -> int:
@@ -141,18 +169,24 @@ def _unknown_key(key: str, text: str, arguments: list[str]) -> ClplatformError:
         return ClplatformError(
             f"{typed}: the strategy {key} is not chosen; add strategy={key}, or strategy=[replay,{key}] for several"
         )
-    known = strategies if parts[0] == "strategy" and len(parts) == 2 else _siblings(parts)
+    known = strategies if parts[0] == "strategy" and len(parts) == 2 else _siblings(parts, arguments)
     return ClplatformError(f"{typed}: there is no such setting{suggest(parts[-1], known)}")
 
 
-def _siblings(parts: list[str]) -> set[str]:
-    """Keys that stand where the unknown one was put, over all pages of the group."""
+def _siblings(parts: list[str], arguments: list[str]) -> set[str]:
+    """Keys that stand where the unknown one was put, on the page that is chosen."""
     from omegaconf import OmegaConf
 
+    root: Any = OmegaConf.to_container(OmegaConf.load(conf_dir() / "run.yaml"))
     if len(parts) == 1:
         groups = {p.name for p in conf_dir().iterdir() if p.is_dir()}
-        return groups | {str(k) for k in OmegaConf.load(conf_dir() / "run.yaml")} - {"defaults", "hydra"}  # type: ignore[union-attr]
-    pages: list[Any] = [OmegaConf.load(p) for p in (conf_dir() / parts[0]).glob("*.yaml")]
+        return groups | set(root) - {"defaults", "hydra"}
     if parts[0] == "strategy":
-        pages = [page[parts[1]] for page in pages if parts[1] in page]
-    return {str(k) for page in pages for k in page} - {"_target_", "_partial_", "name"}
+        page = conf_dir() / "strategy" / f"{parts[1]}.yaml"
+    else:
+        chosen = {k: v for entry in root["defaults"] if isinstance(entry, dict) for k, v in entry.items()}
+        chosen |= dict(a.split("=", 1) for a in arguments if re.fullmatch(r"\w+=\w+", a))
+        page = conf_dir() / parts[0] / f"{chosen.get(parts[0])}.yaml"
+    values: Any = OmegaConf.to_container(OmegaConf.load(page)) if page.is_file() else root.get(parts[0], {})
+    values = values.get(parts[1], {}) if parts[0] == "strategy" else values
+    return {str(k) for k in values} - {"_target_", "_partial_", "name"}

@@ -68,6 +68,7 @@ def assemble(config: dict[str, Any], run_dir: Path, *, resume: bool, notices: li
     stream = build.build_stream(config, build.build_tokenizer(config))
     build.check_needs(chain, stream.info, config)
     build.check_capacity(chain, stream.info)
+    build.check_optimizer(config)
     learner = build.build_learner(config, stream.info, chain, augment=stream.augment if stream.augments else None)
     threads = set_threads(config["threads"], learner.backbone, config["batch_size"], learner.backbone.n_tokens)
     results = Results.load(run_dir) if resume else new_results(config, stream, learner)

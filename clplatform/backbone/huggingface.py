@@ -15,8 +15,9 @@ from annotated_types import Ge, Lt
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
-from clplatform.backbone.freeze import Freezable, Policy
-from clplatform.backbone.pixels import Pixels, require_modality
+from clplatform.backbone.fit import fit_patches, require_modality
+from clplatform.backbone.freeze import Freezable, Policy, freeze_parts
+from clplatform.backbone.pixels import Pixels
 from clplatform.backbone.pretrained import from_hub, resolve_pretrained
 from clplatform.types import Batch, ClplatformError, InputSpec
 
@@ -147,7 +148,7 @@ class HuggingFaceImage(HuggingFaceEncoder):
             channels=self.config.num_channels,
             size=(size, size) if isinstance(size, int) else tuple(size),
         )
-        self.apply_policy(freeze)
+        freeze_parts(self, freeze)
 
     def _normalisation(self, input: InputSpec) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """The pretrained model's (kept in its configuration from then on), else the stream's."""
@@ -168,14 +169,15 @@ class HuggingFaceImage(HuggingFaceEncoder):
 
 
 def fit_images(config: dict[str, Any], shape: tuple[int, int, int]) -> dict[str, Any]:
-    """Image size, channels and patch size for a stream's images where the configuration leaves them open.
-
-    The patch size is the one that cuts the image into at most 7 × 7 patches of equal size.
-    """
+    """Image size, channels and patch size for a stream's images, where the configuration leaves them open."""
     channels, height, width = shape
-    size = config.get("image_size") or max(height, width)
-    patch = config.get("patch_size") or next(p for p in range(max(1, -(-size // 7)), size + 1) if size % p == 0)
-    return {**config, "image_size": size, "patch_size": patch, "num_channels": channels}
+    patch, size = fit_patches(config.get("image_size") or max(height, width))
+    return {
+        **config,
+        "image_size": config.get("image_size") or size,
+        "patch_size": config.get("patch_size") or patch,
+        "num_channels": channels,
+    }
 
 
 class HuggingFaceText(HuggingFaceEncoder):
@@ -212,7 +214,7 @@ class HuggingFaceText(HuggingFaceEncoder):
         )  # fmt: skip
         self._check(name, input)
         self.pooling = pooling
-        self.apply_policy(freeze)
+        freeze_parts(self, freeze)
 
     def _check(self, name: str, input: InputSpec) -> None:
         assert input.vocab_size is not None and input.max_length is not None

