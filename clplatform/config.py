@@ -39,14 +39,14 @@ ROOT: dict[str, Any] = {
     "batch_size": Annotated[int, Ge(1)],
     "eval_batch_size": Annotated[int, Ge(1)],
     "num_workers": Annotated[int, Ge(0)],
-    "threads": Annotated[int, Ge(1)] | None,
+    "threads": Annotated[int, Ge(1)] | None,  # type: ignore[operator]
     "label_smoothing": Annotated[float, Ge(0), Le(1)],
-    "early_stopping": Annotated[int, Ge(1)] | None,
+    "early_stopping": Annotated[int, Ge(1)] | None,  # type: ignore[operator]
     "checkpoint": dict[str, Any],
 }
 CHECKPOINT: dict[str, Any] = {
-    "every_n_batches": Annotated[int, Ge(1)] | None,
-    "every_minutes": Annotated[float, Gt(0)] | None,
+    "every_n_batches": Annotated[int, Ge(1)] | None,  # type: ignore[operator]
+    "every_minutes": Annotated[float, Gt(0)] | None,  # type: ignore[operator]
 }
 GROUPS = ("stream", "backbone", "head", "strategy", "optimizer", "scheduler", "trainer", "tracking")
 
@@ -158,7 +158,9 @@ def check_arguments(path: str, target: Any, values: Mapping[str, Any], given: se
             raise ClplatformError(
                 f"{path}.{key}: there is no such setting{suggest(key, set(parameters) - given - {'self'})}"
             )
-        if key in hints and not (isinstance(value, dict) and "_target_" in value):
+        if isinstance(value, dict) and "_target_" in value:
+            check_node(f"{path}.{key}", value)
+        elif key in hints:
             check_value(f"{path}.{key}", value, hints[key])
     for name, parameter in parameters.items():
         needed = parameter.default is parameter.empty and parameter.kind not in (

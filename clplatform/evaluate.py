@@ -40,9 +40,11 @@ def evaluate_row(learner: Learner, stream: Stream, split: str, batch_size: int) 
     """The primary metric on every experience of the stream's `split`; None where it has no meaning."""
     row: list[float | None] = []
     for experience in stream:
-        data = getattr(experience, split)
-        known = data is not None and has_meaning(learner, experience)
-        row.append(accuracy(learner, data, batch_size) if known else None)
+        data: Data | None = getattr(experience, split)
+        if data is None or not has_meaning(learner, experience):
+            row.append(None)
+        else:
+            row.append(accuracy(learner, data, batch_size))
     return row
 
 

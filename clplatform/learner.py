@@ -39,6 +39,9 @@ class Learner(pl.LightningModule):
         batch_size: of the passes that strategies make over data (`batches`).
     """
 
+    # `Any`: a module's attributes are unknown to a type checker (see the protocols Backbone and Head).
+    backbone: Any
+    head: Any
     # What strategies may add: trainable parts of their own, saved and moved with the model.
     extras: nn.ModuleDict
 
@@ -66,7 +69,7 @@ class Learner(pl.LightningModule):
         self.stage = Stage()
         self.generator = torch.Generator()  # for the strategies' random choices: never the global one
         self.last_terms: dict[str, Tensor] = {}  # detached loss terms of the last batch
-        self.position = (0, 0)  # experience, stage: stored with a checkpoint
+        self.position: tuple[int, int] = (0, 0)  # experience, stage: stored with a checkpoint
         self.steps = 0  # optimizer steps of the whole run
         self.samples = 0  # samples of the whole run that a training step has seen, replayed ones included
         self.precision_context: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
@@ -81,7 +84,7 @@ class Learner(pl.LightningModule):
     def build(self, info: ExperienceInfo) -> None:
         """Give the model the structure this experience needs: from metadata only, and idempotent."""
         self.seen = [*[e for e in self.seen if e.index < info.index], info]
-        cast_head(self.head).grow(info)
+        self.head.grow(info)
         if self.info.task_ids:
             known = torch.zeros(info.task_label + 1, info.n_seen_classes, dtype=torch.bool)
             for e in self.seen:
@@ -91,9 +94,9 @@ class Learner(pl.LightningModule):
 
     def fresh_head(self) -> nn.Module:
         """A newly initialised head for the classes seen so far."""
-        head = self.make_head()
+        head: Any = self.make_head()
         for info in self.seen:
-            cast_head(head).grow(info)
+            head.grow(info)
         return head.to(self.device)
 
     @property
@@ -264,11 +267,6 @@ class Teacher:
 
     def n_parameters(self) -> int:
         return sum(p.numel() for module in (self.backbone, self.head) for p in module.parameters())
-
-
-def cast_head(head: nn.Module) -> Any:
-    """`nn.Module.__getattr__` hides methods from the type checker; a head has `grow`."""
-    return head
 
 
 def rng_state(generator: torch.Generator) -> dict[str, Any]:

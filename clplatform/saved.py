@@ -29,7 +29,7 @@ def save_model(folder: Path, learner: Learner, stream: Stream, config: dict[str,
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         save_weights(learner, str(Path(scratch) / "weights"))  # tied weights are stored once
         atomic_write(folder / "model.safetensors", (Path(scratch) / "weights").read_bytes())
-    learner.backbone.save_assets(folder)  # type: ignore[operator]
+    learner.backbone.save_assets(folder)
     stream.save_assets(folder)
     write_json(
         folder / "clplatform.json",

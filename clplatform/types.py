@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,7 +35,7 @@ class Data(Protocol):
         """The rows [B] (positions in this data) as one batch."""
         ...
 
-    def select(self, rows: Tensor) -> Self:
+    def select(self, rows: Tensor) -> Data:
         """The same samples restricted to `rows`, sharing memory."""
         ...
 
@@ -105,7 +105,8 @@ class InputSpec:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> InputSpec:
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**plain)
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,7 @@ class Backbone(Protocol):
     """What a backbone module (an `nn.Module`) offers beside `__call__(batch) -> features [B, feature_size]`."""
 
     feature_size: int
+    n_tokens: int  # positions that a sample has inside the model: its work per sample
 
     def __call__(self, batch: Batch) -> Tensor: ...
     def blocks(self) -> list[Any]:
@@ -162,8 +164,12 @@ class Stream(Protocol):
     """A sequence of experiences over an Avalanche benchmark."""
 
     info: StreamInfo
-    augments: bool  # does `augment` change anything?
     notes: list[str]  # facts for the report (texts that were cut, samples that were left out)
+
+    @property
+    def augments(self) -> bool:
+        """Does `augment` change anything?"""
+        ...
 
     @property
     def benchmark(self) -> Any:

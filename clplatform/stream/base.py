@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clplatform.data import TensorData, derive_seed
+from clplatform.data import derive_seed
 from clplatform.stream.augmentation import Augmentation
-from clplatform.types import Batch, ClplatformError, Experience, Scenario, StreamInfo
+from clplatform.types import Batch, ClplatformError, Data, Experience, Scenario, StreamInfo
 
 
 @dataclass
@@ -165,12 +165,13 @@ def task_label(scenario: Scenario, index: int) -> int:
 
 
 def make_experiences(
-    parts: list[dict[str, TensorData | None]],
-    classes: list[tuple[int, ...]],
+    parts: Sequence[Mapping[str, Data | None]],
+    classes: Sequence[tuple[int, ...]],
     scenario: Scenario,
     names: Sequence[str] | None = None,
+    task_labels: Sequence[int] | None = None,
 ) -> list[Experience]:
-    """Experiences from their data (`train`, `validation`, `test`) and classes."""
+    """Experiences from their data (`train`, `validation`, `test`) and classes; by default each is a task of its own."""
     experiences, seen = [], 0
     for i, (part, own) in enumerate(zip(parts, classes, strict=True)):
         seen = max(seen, max(own) + 1)
@@ -181,7 +182,7 @@ def make_experiences(
             Experience(
                 index=i,
                 name=names[i] if names else f"experience {i + 1}",
-                task_label=task_label(scenario, i),
+                task_label=task_label(scenario, i) if task_labels is None else task_labels[i],
                 classes=own,
                 n_seen_classes=seen,
                 train=train,
