@@ -90,6 +90,7 @@ class Experiment:
         with clock(times, "consolidate"):
             self._seed(experience, "after")
             chain.after_experience(learner, experience)
+            learner.counts()  # what evaluation computes is not counted
         with clock(times, "evaluate"):
             self._evaluate()
         self._record(experience, times)
@@ -145,6 +146,7 @@ class Experiment:
         size = self.fitter.eval_batch_size
         self.results.matrix.append(evaluate_row(self.learner, self.stream, "test", size))
         self.results.validation_matrix.append(evaluate_row(self.learner, self.stream, "validation", size))
+        self.learner.flops.drop()
 
     def _record(self, experience: Experience, times: dict[str, float]) -> None:
         """Results first, then the checkpoint: a crash between them costs a repetition, never a row."""
@@ -171,8 +173,7 @@ class Experiment:
         )
         return {
             "seconds": sum(sum(times.values()) for times in self.results.timing),
-            "steps": self.learner.steps,
-            "samples": self.learner.samples,
+            **self.learner.counts(),
             "peak_memory_bytes": peak,
             **self.learner.chain.cost(),
         }
@@ -183,15 +184,14 @@ class Experiment:
             "position": [index, stage],
             "weights": self.learner.state_dict(),
             "strategy": self.learner.chain.state_dict(),
-            "steps": self.learner.steps,
-            "samples": self.learner.samples,
+            "counts": self.learner.counts(),
         }
         checkpoint.save(self.checkpoints / name, state)
 
     def _load(self, state: dict[str, Any]) -> None:
         self.learner.load_state_dict(state["weights"])
         self.learner.chain.load_state_dict(state["strategy"])
-        self.learner.steps, self.learner.samples = state["steps"], state["samples"]
+        self.learner.set_counts(state["counts"])
 
     def _restore(self) -> int:
         """Go back to the end of the last complete experience; returns the number of complete ones."""

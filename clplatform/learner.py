@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clplatform.data import Loader
+from clplatform.metric.flops import FlopMeter
 from clplatform.strategy.base import Chain, Strategy
 from clplatform.types import MASKED, Batch, Data, Experience, ExperienceInfo, Output, Stage, StreamInfo
 
@@ -72,6 +73,8 @@ class Learner(pl.LightningModule):
         self.position: tuple[int, int] = (0, 0)  # experience, stage: stored with a checkpoint
         self.steps = 0  # optimizer steps of the whole run
         self.samples = 0  # samples of the whole run that a training step has seen, replayed ones included
+        self.flops = FlopMeter()
+        self.flops.watch(backbone)
         self.precision_context: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
         # [T, K]: classes of each task, where task ids may be used; grown with the structure
         self.register_buffer("classes_of_task", torch.zeros(0, 0, dtype=torch.bool), persistent=False)
@@ -221,12 +224,21 @@ class Learner(pl.LightningModule):
         groups = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
         return [g for g in groups if g["params"]]
 
+    # -- counters ------------------------------------------------------------------------------------------------
+    def counts(self) -> dict[str, float]:
+        """What the run has done so far: optimizer steps, samples trained on, floating-point operations."""
+        return {"steps": self.steps, "samples": self.samples, "flops": self.flops.flush(self.backbone)}
+
+    def set_counts(self, counts: dict[str, float]) -> None:
+        """Inverse of `counts`."""
+        self.steps, self.samples, self.flops.total = int(counts["steps"]), int(counts["samples"]), counts["flops"]
+        self.flops.drop()
+
     # -- checkpoints -----------------------------------------------------------------------------------------------
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["clplatform"] = {
             "strategy": self.chain.state_dict(),
-            "steps": self.steps,
-            "samples": self.samples,
+            "counts": self.counts(),
             "position": list(self.position),
             "rng": rng_state(self.generator),
         }
@@ -234,7 +246,8 @@ class Learner(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         ours = checkpoint["clplatform"]
         self.chain.load_state_dict(ours["strategy"])
-        self.steps, self.samples, self._pending_rng = ours["steps"], ours["samples"], ours["rng"]
+        self.set_counts(ours["counts"])
+        self._pending_rng = ours["rng"]
 
     def on_train_start(self) -> None:
         if self._pending_rng is not None:

@@ -7,14 +7,14 @@ from typing import Any
 
 from clplatform.report import figures, loss_curve
 from clplatform.report.document import Code, Figure, Part, Points, Section, Table, Text
-from clplatform.report.format import NONE, count, seconds, size, words
+from clplatform.report.format import NONE, count, scientific, seconds, size, words
 from clplatform.report.run import Run, number
 
 COST = {
     "seconds": "training, consolidation and evaluation",
     "steps": "optimizer steps",
     "samples": "samples seen in training steps, replayed ones included",
-    "flops": "floating-point operations",
+    "flops": "floating-point operations of the backbone in training and consolidating, teachers included",
     "peak_memory_bytes": "of the device, or of the process on a CPU",
     "extra_parameters": "parameters a strategy added to the model",
     "stored_samples": "earlier samples kept for replay",
@@ -53,7 +53,7 @@ def cost(run: Run) -> Section:
     """What the run cost, and where the time went."""
     rows = []
     for key, value in run.part("cost").items():
-        text = seconds if key == "seconds" else size if key.endswith("_bytes") else count
+        text = {"seconds": seconds, "flops": scientific}.get(key, size if key.endswith("_bytes") else count)
         shown = text(number(value)) if number(value) is not None else NONE if value is None else str(value)
         rows.append([words(key.removesuffix("_bytes")), shown, COST.get(key, "")])
     parts: list[Part] = []

@@ -86,6 +86,11 @@ def size(value: float | None) -> str:
     return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
 
 
+def scientific(value: float | None) -> str:
+    """`1.50e+12`"""
+    return NONE if value is None else f"{value:.2e}"
+
+
 def count(value: Any) -> str:
     """`1,797`; anything that is not a number as it is."""
     if value is None:

@@ -12,6 +12,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from clplatform.report.format import size
+
 MISSING = "·"
 MAX_SHOWN = 12  # a matrix with more experiences is abbreviated
 # From bad to good, readable on dark and light terminals (white or black text is chosen to fit).
@@ -176,15 +178,6 @@ def _cost(name: str, value: float) -> tuple[str, str]:
 
 def _words(name: str) -> str:
     return name.replace("_", " ").capitalize()
-
-
-def size(n_bytes: float) -> str:
-    """`12.3 MB`"""
-    for unit in ("B", "kB", "MB", "GB"):
-        if n_bytes < 1000:
-            return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
-        n_bytes /= 1000
-    return f"{n_bytes:.1f} TB"
 
 
 def duration(seconds: float) -> str:

@@ -7,7 +7,7 @@ import sys
 import pytest
 from rich.console import Console
 
-from clplatform.tracking.tables import cell_text, duration, heat, print_matrix, print_summary, size
+from clplatform.tracking.tables import cell_text, duration, heat, print_matrix, print_summary
 
 
 def shown(matrix: list[list[float | None]], *, metric: str = "accuracy", better: bool = True, width: int = 80) -> str:
@@ -70,7 +70,7 @@ def test_summary_shows_what_there_is() -> None:
     text = console.export_text()
     for words in ("Average accuracy 75.4 %", "Backward transfer -23.0 %", "Perplexity 12.5", "Time 3:05 min"):
         assert words in " ".join(text.split())
-    for words in ("Steps 12,000", "Peak memory 1.2 GB", "Strategy's memory 12.8 kB", "FLOPs 1.50e+12"):
+    for words in ("Steps 12,000", "Peak memory 1.2 GiB", "Strategy's memory 12.5 KiB", "FLOPs 1.50e+12"):
         assert words in " ".join(text.split())
     assert "Forward transfer" not in text
     assert "Report: outputs/" + "long/" * 20 + "report.html" in text  # in one line, so that it can be copied
@@ -78,7 +78,6 @@ def test_summary_shows_what_there_is() -> None:
 
 def test_numbers_in_words() -> None:
     assert [duration(s) for s in (9.44, 59.9, 185, 7385)] == ["9.4 s", "59.9 s", "3:05 min", "2:03:05 h"]
-    assert [size(b) for b in (12, 12800, 1.5e15)] == ["12 B", "12.8 kB", "1500.0 TB"]
     assert [cell_text(None), cell_text(1.0), cell_text(0.0)] == ["·", "100.0", "0.0"]
 
 
