@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import get_object
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 
-from clplatform.config import EXTRA, OURS
+from clplatform.config import EXTRA, OURS, find
 from clplatform.data import derive_seed
 from clplatform.fitting import Fitter
 from clplatform.learner import Learner
@@ -23,7 +23,7 @@ def make(node: dict[str, Any], **given: Any) -> Any:
 
     Unlike Hydra's `instantiate` it passes objects through as they are and lets exceptions through.
     """
-    target = get_object(node["_target_"])
+    target = find(node["_target_"])
     values = {k: _make_nested(v) for k, v in node.items() if k not in OURS} | given
     return partial(target, **values) if node.get("_partial_") else target(**values)
 
@@ -55,7 +55,7 @@ def build_stream(config: dict[str, Any], tokenizer: Any = None) -> Stream:
 
 
 def takes_tokenizer(node: dict[str, Any]) -> bool:
-    return "tokenizer" in inspect.signature(get_object(node["_target_"])).parameters
+    return "tokenizer" in inspect.signature(find(node["_target_"])).parameters
 
 
 def build_strategies(config: dict[str, Any]) -> Chain:
@@ -88,9 +88,9 @@ def check_needs(chain: Chain, info: StreamInfo, config: dict[str, Any]) -> None:
             "choose a Transformer backbone, such as vit_tiny",
         ),
     }
-    head = get_object(config["head"]["_target_"])
+    head = find(config["head"]["_target_"])
     wanted = {f"strategy={name}": s.needs for name, s in chain.strategies.items()}
-    wanted[f"head={head.__name__}"] = getattr(head, "needs", frozenset())
+    wanted[f"head={head.__module__.rpartition('.')[2]}"] = getattr(head, "needs", frozenset())
     for who, needs in wanted.items():
         for need in sorted(needs & set(offered)):
             present, problem, remedy = offered[need]
@@ -111,6 +111,19 @@ def check_optimizer(config: dict[str, Any]) -> None:
         make(config["optimizer"])([torch.zeros(1, requires_grad=True)])
     except (ValueError, TypeError) as error:
         raise ClplatformError(f"optimizer: {error}; see optimizer.* in `clplatform --cfg job`") from None
+
+
+def check_trainer(fitter: Fitter) -> None:
+    """Let Lightning look at its settings before anything is trained.
+
+    Raises:
+        ClplatformError: it refuses them.
+    """
+    try:
+        fitter.make_trainer()
+    except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ClplatformError(f"trainer: {reason} (see trainer.* in `clplatform --cfg job`)") from None
 
 
 def check_capacity(chain: Chain, info: StreamInfo) -> None:

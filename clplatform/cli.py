@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
 
@@ -51,6 +52,10 @@ def main(arguments: list[str] | None = None) -> int:
 
             name = {"list": "list_"}.get(arguments[0], arguments[0])
             return getattr(commands, name)(arguments[1:])
+        if arguments and arguments[0].isidentifier():
+            near = difflib.get_close_matches(arguments[0], COMMANDS, n=1)
+            hint = f"did you mean {near[0]}?" if near else "see `clplatform --help`"
+            raise ClplatformError(f"{arguments[0]}: neither a command nor a setting=value; {hint}")
         from clplatform.compose import compose_and_run
 
         return compose_and_run(arguments)

@@ -148,6 +148,12 @@ def explain(error: Exception, arguments: list[str]) -> ClplatformError:
     text = f"{error}\n{error.__cause__ or ''}"
     if isinstance(error, OverrideParseException):
         return ClplatformError(f"{error.override}: not of the form setting=value (quote it if the shell may change it)")
+    several = re.search(r"Ambiguous value for argument '([^']+)'", text)
+    if several:
+        setting, _, values = several[1].partition("=")
+        return ClplatformError(
+            f"{several[1]}: several values are a sweep, which needs -m; to use them together write {setting}=[{values}]"
+        )
     missing = re.search(r"Could not find '(\w+)/([^']+)'", text) or re.search(r"Could not find '()([^']+)'", text)
     if isinstance(error, MissingConfigException) and missing:
         group, name = missing[1], missing[2]
@@ -188,5 +194,6 @@ def _siblings(parts: list[str], arguments: list[str]) -> set[str]:
         chosen |= dict(a.split("=", 1) for a in arguments if re.fullmatch(r"\w+=\w+", a))
         page = conf_dir() / parts[0] / f"{chosen.get(parts[0])}.yaml"
     values: Any = OmegaConf.to_container(OmegaConf.load(page)) if page.is_file() else root.get(parts[0], {})
-    values = values.get(parts[1], {}) if parts[0] == "strategy" else values
+    for part in parts[1:-1]:
+        values = values.get(part) or {}
     return {str(k) for k in values} - {"_target_", "_partial_", "name"}

@@ -6,13 +6,13 @@ import difflib
 import hashlib
 import inspect
 import json
+import pydoc
 import types
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 from annotated_types import Ge, Gt, Le
-from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from pydantic import ConfigDict, PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
 
@@ -139,11 +139,26 @@ def check_trainer(values: dict[str, Any]) -> None:
 def check_node(path: str, node: dict[str, Any], given: Iterable[str] = (), extra: Iterable[str] = ()) -> None:
     """Does the node's target exist, and do its keys and values fit the target's signature?"""
     try:
-        target = get_object(node["_target_"])
-    except Exception as error:
-        raise ClplatformError(f"{path}._target_={node['_target_']}: cannot be imported ({error})") from error
+        target = find(str(node["_target_"]))
+    except ClplatformError as error:
+        raise ClplatformError(f"{path}._target_={error}") from error
     values = {k: v for k, v in node.items() if k not in OURS and k not in extra}
     check_arguments(path, target, values, given=set(given))
+
+
+def find(target: str) -> Any:
+    """The class or function with this dotted name.
+
+    Raises:
+        ClplatformError: there is none, or importing it fails.
+    """
+    try:
+        found = pydoc.locate(target)
+    except pydoc.ErrorDuringImport as error:
+        raise ClplatformError(f"{target}: importing it fails ({error.exc.__name__}: {error.value})") from error
+    if found is None:
+        raise ClplatformError(f"{target}: there is no such class or function; give its full dotted name")
+    return found
 
 
 def check_arguments(path: str, target: Any, values: Mapping[str, Any], given: set[str]) -> None:
@@ -158,6 +173,8 @@ def check_arguments(path: str, target: Any, values: Mapping[str, Any], given: se
             raise ClplatformError(
                 f"{path}.{key}: there is no such setting{suggest(key, set(parameters) - given - {'self'})}"
             )
+        if value == "???":
+            raise ClplatformError(f"{path}.{key} is missing: set it with {path}.{key}=<value>")
         if isinstance(value, dict) and "_target_" in value:
             check_node(f"{path}.{key}", value)
         elif key in hints:
@@ -188,7 +205,8 @@ def check_value(path: str, value: Any, kind: Any) -> None:
     try:
         adapter.validate_json(json.dumps(value))  # as JSON a list may be a tuple, as it must from YAML
     except ValidationError as error:
-        reasons = list(dict.fromkeys(e["msg"][0].lower() + e["msg"][1:] for e in error.errors()))
+        told = [e["msg"] for e in error.errors() if "JsonOrPython" not in e["msg"]]  # of types that JSON does not know
+        reasons = list(dict.fromkeys(message[0].lower() + message[1:] for message in told))
         raise ClplatformError(f"{path}={value}: {'; or '.join(reasons[:3])}") from None
 
 

@@ -69,13 +69,14 @@ def assemble(config: dict[str, Any], run_dir: Path, *, resume: bool, notices: li
     build.check_needs(chain, stream.info, config)
     build.check_capacity(chain, stream.info)
     build.check_optimizer(config)
+    fitter = build.build_fitter(config)
+    build.check_trainer(fitter)
     learner = build.build_learner(config, stream.info, chain, augment=stream.augment if stream.augments else None)
     threads = set_threads(config["threads"], learner.backbone, config["batch_size"], learner.backbone.n_tokens)
     results = Results.load(run_dir) if resume else new_results(config, stream, learner)
     if not resume:
         results.notes += [*notices, *stream.notes, f"PyTorch threads: {threads}"]
     observers = Observers(config, run_dir, results, resume=resume)
-    fitter = build.build_fitter(config)
     fitter.after_batch, fitter.callbacks = observers.after_batch, observers.callbacks
     experiment = Experiment(
         learner=learner,
