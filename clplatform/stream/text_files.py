@@ -145,19 +145,16 @@ def hub_texts(
     experience_column: str | None,
 ) -> list[Texts]:  # fmt: skip
     """Splits of a data set of Hugging Face `datasets`; labels of a class feature by their names."""
+    import datasets  # takes a second
+
+    saved = (Path(dataset) / "dataset_dict.json").is_file()
     try:
-        import datasets
-    except ImportError:
-        raise ClplatformError(
-            "stream=hf_text needs the package datasets: install it with `uv pip install datasets`"
-        ) from None
-    try:
-        loaded: Any = (
-            datasets.load_from_disk(dataset) if Path(dataset).is_dir() else datasets.load_dataset(dataset, subset)
-        )
+        loaded: Any = datasets.load_from_disk(dataset) if saved else datasets.load_dataset(dataset, subset)
     except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
         raise ClplatformError(
-            f"stream.dataset={dataset}: cannot be loaded ({type(error).__name__}: {error})"
+            f"stream.dataset={dataset}: cannot be loaded ({type(error).__name__}: {reason}); give a name on the hub, a "
+            "folder of CSV, JSONL or Parquet files named after their splits, or one written by save_to_disk"
         ) from error
     parts = []
     for split in splits:
