@@ -63,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"clplatform: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("clplatform: interrupted; `clplatform resume RUN` goes on", file=sys.stderr)
+        print("clplatform: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output has gone, as with `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

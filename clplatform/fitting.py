@@ -117,6 +117,7 @@ class Fitter:
             saver.after_batch(trainer, batch_idx)
 
         learner.after_batch, learner.stage = after_batch, stage
+        learner.stage_steps = n_steps(trainer, len(loader))
         learner.train()
         with trainable(learner, stage.trainable), warnings.catch_warnings():
             # Remarks such as "you defined a validation_step but have no val_dataloader": meant so.
@@ -124,6 +125,19 @@ class Fitter:
             warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 with torch 2.15
             trainer.fit(learner, loader, validation, ckpt_path=str(resume_from) if resume_from else None)
         learner.to(trainer.strategy.root_device)  # Lightning moves the module to the CPU after a fit
+
+
+def n_steps(trainer: pl.Trainer, n_batches: int) -> int:
+    """Optimizer steps of a whole fit.
+
+    Trainer.estimated_stepping_batches says it too, but asking for it sets up the data before a checkpoint is read,
+    and Lightning then never gives the loader its position back: a resumed run would see other batches.
+    """
+    limit = trainer.limit_train_batches
+    n_batches = min(n_batches, int(limit if isinstance(limit, int) else limit * n_batches))
+    epochs = trainer.max_epochs or 0
+    steps = epochs * -(-n_batches // trainer.accumulate_grad_batches)
+    return steps if trainer.max_steps == -1 else min(steps, trainer.max_steps)
 
 
 @contextmanager

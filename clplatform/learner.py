@@ -71,6 +71,7 @@ class Learner(pl.LightningModule):
         self.generator = torch.Generator()  # for the strategies' random choices: never the global one
         self.last_terms: dict[str, Tensor] = {}  # detached loss terms of the last batch
         self.position: tuple[int, int] = (0, 0)  # experience, stage: stored with a checkpoint
+        self.stage_steps = 0  # optimizer steps that the current stage will take
         self.steps = 0  # optimizer steps of the whole run
         self.samples = 0  # samples of the whole run that a training step has seen, replayed ones included
         self.flops = FlopMeter()
@@ -203,15 +204,14 @@ class Learner(pl.LightningModule):
     @property
     def progress(self) -> float:
         """How much of the current stage is done, 0 … 1."""
-        total = self.trainer.estimated_stepping_batches
-        return self.trainer.global_step / total if total else 1.0
+        return self.trainer.global_step / self.stage_steps if self.stage_steps else 1.0
 
     # -- optimizer -----------------------------------------------------------------------------------------------
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer_factory(self.chain.parameter_groups(self, self.parameter_groups()))
         if self.schedule is None:
             return optimizer
-        scheduler = self.schedule(optimizer, int(self.trainer.estimated_stepping_batches))
+        scheduler = self.schedule(optimizer, self.stage_steps)
         if scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

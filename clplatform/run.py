@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import traceback
 import uuid
 from pathlib import Path
@@ -31,6 +32,8 @@ def execute(config: dict[str, Any], run_dir: Path, *, resume: bool = False) -> R
     """
     notices: list[str] = []
     check(config, notices)
+    for notice in notices:
+        print(f"clplatform: {notice}", file=sys.stderr)
     if not resume and (run_dir / "results.json").exists():
         raise ClplatformError(f"{run_dir} holds a run already; go on with `clplatform resume {run_dir}`")
     from clplatform.tracking.environment import environment
@@ -53,8 +56,19 @@ def execute(config: dict[str, Any], run_dir: Path, *, resume: bool = False) -> R
         results.save(run_dir)
         if not stopped:
             atomic_write(run_dir / "traceback.txt", traceback.format_exc().encode())
+        raise_stop(error, run_dir)
         raise
     return results
+
+
+def raise_stop(error: BaseException, run_dir: Path) -> None:
+    """Turn Lightning's exits at a signal into the usual ones, and say how to go on."""
+    from pytorch_lightning.utilities.exceptions import SIGTERMException
+
+    interrupted = isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt)
+    if interrupted or isinstance(error, SIGTERMException):
+        print(f"clplatform: stopped; `clplatform resume {run_dir}` goes on", file=sys.stderr)
+        raise SystemExit(130 if interrupted else 143) from error
 
 
 def assemble(config: dict[str, Any], run_dir: Path, *, resume: bool, notices: list[str]) -> tuple[Any, Any, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -180,3 +181,25 @@ def test_an_error_is_recorded_by_the_runner_and_kept_results_stay(tmp_path: Path
     with pytest.raises(RuntimeError, match="boom"):
         experiment.run()
     assert len(Results.load(tmp_path).matrix) == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps"),
+    [
+        ({}, 8),
+        ({"accumulate_grad_batches": 3}, 4),
+        ({"max_steps": 5}, 5),
+        ({"limit_train_batches": 2}, 4),
+        ({"limit_train_batches": 0.5}, 4),
+    ],
+)
+def test_the_schedule_spans_the_steps_that_are_taken(tmp_path: Path, settings: dict[str, Any], steps: int) -> None:
+    asked: list[int] = []
+
+    def schedule(optimizer: torch.optim.Optimizer, n_steps: int) -> None:
+        asked.append(n_steps)
+
+    experiment = make_experiment(tmp_path, finetuning(), stream=TinyStream(1), trainer=settings, schedule=schedule)
+    experiment.run()
+    assert asked == [steps]
+    assert experiment.learner.steps == steps

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,13 @@ from world import TinyStream, make_experiment, same, weights
 
 from clplatform import checkpoint
 from clplatform.results import Results
+from clplatform.schedule import schedule
 from clplatform.strategy.base import Strategy
 from clplatform.types import ClplatformError, Stage
 
 FITTER = {"checkpoint_every": 3}
+# A schedule, because Lightning loses the loader's position where the optimizer asks for the number of steps.
+SCHEDULE = partial(schedule, kind="linear", warmup=0.2)
 
 
 class Killed(Exception):
@@ -24,7 +28,7 @@ class Killed(Exception):
 
 def run_until(run_dir: Path, strategies: dict[str, Strategy], batch: int | None, **options: object):
     """Run, and break off after so many batches of the whole run (None: never)."""
-    experiment = make_experiment(run_dir, strategies, fitter=FITTER, dropout=0.2, **options)  # type: ignore[arg-type]
+    experiment = make_experiment(run_dir, strategies, fitter=FITTER, dropout=0.2, schedule=SCHEDULE, **options)  # type: ignore[arg-type]
     count = 0
 
     def kill(*args: object) -> None:
@@ -43,7 +47,7 @@ def run_until(run_dir: Path, strategies: dict[str, Strategy], batch: int | None,
 
 
 def resume(run_dir: Path, strategies: dict[str, Strategy], **options: object):
-    experiment = make_experiment(run_dir, strategies, fitter=FITTER, dropout=0.2, **options)  # type: ignore[arg-type]
+    experiment = make_experiment(run_dir, strategies, fitter=FITTER, dropout=0.2, schedule=SCHEDULE, **options)  # type: ignore[arg-type]
     if (run_dir / "results.json").exists():
         experiment.results = Results.load(run_dir)
     experiment.run(resume=True)
@@ -68,7 +72,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(name: str, batch: int, tmp_path: 
 
 def test_resume_really_starts_from_the_step_checkpoint(tmp_path: Path) -> None:
     run_until(tmp_path, STRATEGIES["finetuning"](), 15)
-    experiment = make_experiment(tmp_path, STRATEGIES["finetuning"](), fitter=FITTER, dropout=0.2)
+    experiment = make_experiment(tmp_path, STRATEGIES["finetuning"](), fitter=FITTER, dropout=0.2, schedule=SCHEDULE)
     experiment.results = Results.load(tmp_path)
     count = 0
 
@@ -95,7 +99,9 @@ def test_stages_resume_where_they_were(tmp_path: Path) -> None:
 
 def test_a_crash_while_consolidating_or_writing_costs_no_row(tmp_path: Path) -> None:
     whole = run_until(tmp_path / "whole", STRATEGIES["replay"](), None)
-    experiment = make_experiment(tmp_path / "killed", STRATEGIES["replay"](), fitter=FITTER, dropout=0.2)
+    experiment = make_experiment(
+        tmp_path / "killed", STRATEGIES["replay"](), fitter=FITTER, dropout=0.2, schedule=SCHEDULE
+    )
     save = experiment._save
 
     def crash(name: str, index: int, stage: int) -> None:
