@@ -49,9 +49,14 @@ def build_tokenizer(config: dict[str, Any]) -> Any:
 
 def build_stream(config: dict[str, Any], tokenizer: Any = None) -> Stream:
     """The stream; a text stream is tokenized for the backbone."""
-    node = {k: v for k, v in config["stream"].items() if k not in EXTRA["stream"]}
+    node = without_extra(config, "stream")
     given = {"tokenizer": tokenizer} if takes_tokenizer(node) else {}
     return make(node, **given)
+
+
+def without_extra(config: dict[str, Any], group: str) -> dict[str, Any]:
+    """A group's node without the keys that are for other parts of the configuration."""
+    return {k: v for k, v in config[group].items() if k not in EXTRA[group]}
 
 
 def takes_tokenizer(node: dict[str, Any]) -> bool:
@@ -150,7 +155,7 @@ def build_learner(
     given: dict[str, Any] = {"input": info.input}
     if assets is not None:
         given |= {"load_weights": False, "assets": assets}
-    backbone = make(config["backbone"], **given)
+    backbone = make(without_extra(config, "backbone"), **given)
     make_head = partial(make, config["head"], feature_size=backbone.feature_size)
     return Learner(
         backbone=backbone,

@@ -26,9 +26,9 @@ GIVEN = {
     "optimizer": {"params"},
     "scheduler": {"optimizer", "n_steps"},
 }
-# Keys of a page that are for the platform, not for the constructor.
+# Keys of a page that are for the platform, not for the constructor: first what every page may have, then by group.
 OURS = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
-EXTRA = {"stream": {"epochs"}}
+EXTRA = {"stream": {"epochs"}, "backbone": {"lr"}}
 
 # What a configuration that comes from somebody else (a saved run) may build.
 TRUSTED = ("clplatform.", "torch.optim.", "avalanche.benchmarks.")

@@ -114,20 +114,30 @@ class TensorData(Dataset):
 
 
 class ConcatData(Dataset):
-    """Several data one after another."""
+    """Several data one after another.
 
-    def __init__(self, parts: list[Data]) -> None:
-        self.parts = [q for p in parts for q in (p.parts if isinstance(p, ConcatData) else [p])]
+    Args:
+        rows: int64 [n], positions in the concatenation; all of them by default.
+    """
+
+    def __init__(self, parts: list[Data], *, rows: Tensor | None = None) -> None:
+        self.parts: list[Data] = []
+        for p in parts:
+            self.parts += p.parts if isinstance(p, ConcatData) and p.rows is None else [p]
         self.starts = torch.tensor([0, *[len(p) for p in self.parts]]).cumsum(0)
+        self.rows = rows
 
     def __len__(self) -> int:
-        return int(self.starts[-1])
+        return int(self.starts[-1]) if self.rows is None else len(self.rows)
 
     @property
     def labels(self) -> Tensor:
-        return torch.cat([p.labels for p in self.parts])
+        labels = torch.cat([p.labels for p in self.parts])
+        return labels if self.rows is None else labels[self.rows]
 
     def fetch(self, rows: Tensor) -> Batch:
+        if self.rows is not None:
+            rows = self.rows[rows]
         part_of_row = torch.searchsorted(self.starts, rows, right=True) - 1
         order = torch.argsort(part_of_row, stable=True)
         batches = []
@@ -145,9 +155,7 @@ class ConcatData(Dataset):
         return self.fetch(torch.as_tensor(rows))
 
     def select(self, rows: Tensor) -> ConcatData:
-        part_of_row = torch.searchsorted(self.starts, rows, right=True) - 1
-        kept = part_of_row.unique().tolist()
-        return ConcatData([self.parts[i].select(rows[part_of_row == i] - self.starts[i]) for i in kept])
+        return ConcatData(self.parts, rows=rows if self.rows is None else self.rows[rows])
 
     def __add__(self, other: Data) -> ConcatData:  # type: ignore[override]
         return ConcatData([self, other])

@@ -52,7 +52,8 @@ class Buffer:
     def __init__(self, *, capacity: int, policy: Policy = "reservoir", device: str = "cpu") -> None:
         if capacity < 1:
             raise ValueError(f"capacity={capacity}: a buffer holds at least one sample")
-        self.capacity, self.policy, self.device = capacity, policy, torch.device(device)
+        self.capacity, self.device = capacity, torch.device(device)
+        self.policy: Policy = policy
         self.rows: Batch = {}  # name → [capacity, ...]
         self.keys = torch.zeros(0, dtype=torch.float64)  # [n] of the rows that are there
         self.n_seen = 0  # samples that ever arrived

@@ -31,7 +31,7 @@ class Strategy:
         family: `baseline`, `regularization`, `replay`, `distillation`, `expansion`, ...
         needs: what it cannot do without, of `task_ids` (at inference), `boundaries`, `memory`,
             `pretrained`, `hidden_states`, `transformer`, `past_data` (`learner.past`: upper bounds only).
-        excludes: families it cannot be combined with.
+        excludes: families it cannot be combined with, because of `why_not`.
         first_experience_is_finetuning: in the first experience the weights are bit-identical to those of
             plain fine-tuning (the contract test holds it to this word); if not, `why_not` says why.
     """
@@ -99,7 +99,7 @@ class Strategy:
 
     # -- bookkeeping ------------------------------------------------------------------------------------------
     def cost(self) -> dict[str, int | float]:
-        """What it holds beside the model: `extra_parameters`, `stored_samples`, `bytes`."""
+        """What it holds beside the plain model: `extra_parameters`, `stored_samples`, `buffer_bytes`."""
         return {}
 
     def state_dict(self) -> dict[str, Any]:
@@ -131,7 +131,7 @@ class Chain(Strategy):
         for name, s in strategies.items():
             for other, o in strategies.items():
                 if o is not s and o.family in s.excludes:
-                    raise ValueError(f"{name} cannot be combined with {other}, a {o.family} strategy: {s.why_not}")
+                    raise ValueError(f"{name} cannot be combined with {other} ({o.family}): {s.why_not}")
         self._open: dict[str, list[Strategy]] = {}
 
     def __iter__(self):

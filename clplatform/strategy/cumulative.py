@@ -1,4 +1,6 @@
-"""Cumulative training: the model goes on from where it is, on the data of all experiences so far.
+"""Cumulative training: the model goes on, on the data of all experiences so far (Lomonaco et al. 2021, `Cumulative`).
+
+    L(θ) = 1/N Σ_{k≤t} Σ_{(x,y) ∈ D_k} ℓ(f(x), y),  N = Σ_{k≤t} |D_k|,  starting from θ_{t−1}
 
 An upper bound that keeps all data, so no strategy in the sense of the field. Its cost grows with the square
 of the number of experiences.
@@ -20,6 +22,8 @@ class Cumulative(Strategy):
 
     family = "baseline"
     needs = frozenset({"past_data"})
+    excludes = frozenset({"expansion"})
+    why_not = "one model is trained on all experiences at once"
 
     def train_data(self, learner: Learner, experience: Experience, data: Data) -> Data:
         for past in reversed(learner.past):

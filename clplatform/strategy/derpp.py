@@ -88,6 +88,7 @@ class DERpp(Strategy):
         return terms
 
     def after_batch(self, learner: Learner, batch: Batch, output: Output) -> None:
+        self.target = None
         own = batch["source"] == 0
         rows = raw_rows(batch)
         rows["logits"] = output.logits[own]

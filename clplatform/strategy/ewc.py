@@ -7,8 +7,10 @@ with the ½ of the paper and F the diagonal Fisher information from per-sample g
 Avalanche has no ½ and squares the gradient of a batch's mean loss, which is tens of times smaller at a batch
 size of 32, so strengths are not portable.
 
-The sum over tasks collapses into one quadratic without approximation, so both forms hold two numbers for each
-parameter, however many tasks there were. A head's new classes are not anchored.
+The sum over tasks collapses into one quadratic without approximation. A head's new classes are not anchored.
+
+Costs two numbers for each parameter in both forms, however many tasks there were, and the gradients of `samples`
+single samples after each experience.
 """
 
 from __future__ import annotations
@@ -50,7 +52,8 @@ class EWC(Strategy):
         online: bool,
         gamma: Annotated[float, Ge(0), Le(1)],
     ) -> None:
-        self.strength, self.fisher, self.samples, self.online, self.gamma = strength, fisher, samples, online, gamma
+        self.strength, self.samples, self.online, self.gamma = strength, samples, online, gamma
+        self.fisher: Kind = fisher
         self.quadratic = Quadratic()
 
     def loss(self, learner: Learner, batch: Batch, output: Output) -> dict[str, Tensor]:

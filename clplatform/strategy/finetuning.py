@@ -1,6 +1,8 @@
-"""Fine-tuning: learn one experience after another and do nothing against forgetting ("naive", SGD).
+"""Fine-tuning: one experience after another, and nothing against forgetting (McCloskey & Cohen 1989).
 
-The lower bound that every strategy is measured against. Costs nothing.
+    L(θ) = L_t(θ), starting from θ_{t−1}
+
+Also called "naive" or "SGD". The lower bound that every strategy is measured against. Costs nothing.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Joint training: fresh weights, trained on the data of all experiences so far.
+"""Joint training: fresh weights, trained on the data of all experiences so far (multi-task learning, Caruana 1997).
+
+    L(θ) = 1/N Σ_{k≤t} Σ_{(x,y) ∈ D_k} ℓ(f(x), y),  N = Σ_{k≤t} |D_k|,  starting from θ_0
 
 The usual upper bound ("offline", "multi-task"). Unlike cumulative training it starts anew in every experience
 from the initial (random or pretrained) weights, so row i of the matrix is what a model would reach that had
@@ -23,6 +25,8 @@ class Joint(Strategy):
 
     family = "baseline"
     needs = frozenset({"past_data"})
+    excludes = frozenset({"expansion"})
+    why_not = "one model is trained on all experiences at once"
 
     def __init__(self) -> None:
         self.initial: dict[str, Tensor] | None = None

@@ -66,7 +66,8 @@ class LoRAExperts(Strategy):
 
     family = "expansion"
     needs = frozenset({"boundaries"})
-    excludes = frozenset({"replay"})
+    # An earlier expert is out of reach: rows of its classes, penalties and distillation would fail or do nothing.
+    excludes = frozenset({"replay", "regularization", "distillation"})
     first_experience_is_finetuning = False
     why_not = "every experience trains an adapter and a classifier of its own"
 
@@ -91,7 +92,8 @@ class LoRAExperts(Strategy):
             learner.head.requires_grad_(False)  # the experts have their own
         lora.add_adapter(learner.backbone, _name(info.index), rank=self.rank, alpha=self.alpha, dropout=self.dropout)
         self.experts(learner).grow(info)
-        own = sum(p.numel() for p in self.experts(learner).parameters())
+        experts = self.experts(learner)
+        own = sum(p.numel() for p in experts.parameters()) + experts.means.numel()
         self.extra = own + lora.n_parameters(learner.backbone)
 
     @staticmethod

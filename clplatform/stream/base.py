@@ -134,6 +134,13 @@ def number_classes(groups: list[list[int]], names: Sequence[str], scenario: Scen
         number_of[order] = torch.arange(len(order))
         return Plan(groups, number_of, tuple(names[c] for c in order))
     size = len(groups[0])
+    dealt = [c for group in groups for c in group]
+    twice = sorted({names[c] for c in dealt if dealt.count(c) > 1})
+    if twice:
+        raise ClplatformError(
+            "stream.scenario=domain_incremental numbers a class by its place within its experience; more than one "
+            f"experience has {', '.join(twice[:3])}"
+        )
     if any(len(g) != size for g in groups):
         raise ClplatformError(
             "stream.scenario=domain_incremental needs as many classes in every experience; they have "

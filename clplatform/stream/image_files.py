@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import os
 import struct
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -30,9 +31,9 @@ def digits(data_dir: str | None = None) -> Loaded:
     A fixed quarter of each class is the test set."""
     from sklearn.datasets import load_digits
 
-    data = load_digits()
-    x = torch.from_numpy(np.asarray(data.images)).mul(255 / 16).round().to(torch.uint8)[:, None]
-    y = torch.from_numpy(np.asarray(data.target)).long()
+    images, labels = map(np.asarray, load_digits(return_X_y=True))
+    x = torch.from_numpy(images).view(-1, 1, 8, 8).mul(255 / 16).round().to(torch.uint8)
+    y = torch.from_numpy(labels).long()
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(derive_seed("digits", "test")))
     test = torch.zeros(len(y), dtype=torch.bool)
     for c in range(10):
@@ -59,8 +60,15 @@ def _idx(name: str, data_dir: str | None, class_names: Sequence[str]) -> Loaded:
     for prefix in ("train", "t10k"):
         images = read_idx(_find(folder, f"{prefix}-images-idx3-ubyte", f"{prefix}-images.idx3-ubyte"))
         labels = read_idx(_find(folder, f"{prefix}-labels-idx1-ubyte", f"{prefix}-labels.idx1-ubyte"))
-        if images.ndim != 3 or len(images) != len(labels):
-            raise ClplatformError(f"{folder}: {prefix} has {list(images.shape)} images for {len(labels)} labels")
+        if images.ndim != 3 or labels.shape != images.shape[:1]:
+            raise ClplatformError(
+                f"{folder}: {prefix} has images {list(images.shape)} and labels {list(labels.shape)}; "
+                "[N, height, width] and [N] are needed"
+            )
+        if labels.max(initial=0) >= len(class_names):
+            raise ClplatformError(
+                f"{folder}: {prefix} has the label {labels.max()}; {name} has {len(class_names)} classes"
+            )
         parts.append((torch.from_numpy(images)[:, None], torch.from_numpy(labels).long()))
     return parts[0], parts[1], class_names
 
@@ -86,7 +94,7 @@ def read_idx(path: Path) -> np.ndarray:
     if content[:2] == b"\x1f\x8b":
         try:
             content = gzip.decompress(content)
-        except (EOFError, OSError) as error:
+        except (EOFError, OSError, zlib.error) as error:
             raise ClplatformError(f"{path} is damaged ({error}): get it again") from None
     if len(content) < 4 or content[:3] != b"\x00\x00\x08":
         raise ClplatformError(f"{path} is not an IDX file of unsigned bytes")
@@ -189,12 +197,22 @@ def tiny_imagenet(data_dir: str | None = None) -> Loaded:
     from torchvision.io import ImageReadMode, decode_image
 
     folder = data_folder("tiny_imagenet", data_dir)
+    if folder is not None and (folder / "tiny-imagenet-200").is_dir():
+        folder /= "tiny-imagenet-200"
     if folder is None or not (folder / "wnids.txt").is_file():
         raise missing("tiny_imagenet", "the unpacked tiny-imagenet-200 (with wnids.txt in it)")
+    annotations = folder / "val" / "val_annotations.txt"
+    if not annotations.is_file():
+        raise ClplatformError(f"there is no file {annotations}: unpack tiny-imagenet-200 again")
     names = (folder / "wnids.txt").read_text().split()
     number = {name: i for i, name in enumerate(names)}
     train = [(p, number[n]) for n in names for p in sorted((folder / "train" / n / "images").glob("*.JPEG"))]
-    rows = [line.split("\t") for line in (folder / "val" / "val_annotations.txt").read_text().splitlines()]
+    lacking = sorted(set(names) - {p.parent.parent.name for p, _ in train})
+    if lacking:
+        raise ClplatformError(
+            f"{folder / 'train'} has no images of {', '.join(lacking[:3])}: unpack tiny-imagenet-200 again"
+        )
+    rows = [line.split("\t") for line in annotations.read_text().splitlines()]
     test = [(folder / "val" / "images" / row[0], number[row[1]]) for row in rows]
 
     def read(items: list[tuple[Path, int]]) -> Labelled:

@@ -155,7 +155,7 @@ def _with_validation(part: dict[str, TensorData], fraction: float, seed: int | N
     if fraction == 0:
         return {**part, "validation": None}
     kept, held_out = split_validation(train.labels, fraction, seed)
-    return {**part, "train": train.select(kept), "validation": train.select(held_out)}
+    return {**part, "train": train.select(kept), "validation": train.select(held_out) if len(held_out) else None}
 
 
 def _stream(
@@ -217,13 +217,10 @@ def images_to_tensor(inputs: Any, spec: InputSpec) -> Tensor:
         x = x[:, None]
     if x.ndim != 4:
         raise ClplatformError(f"an array of images has the shape [N, H, W] or [N, C, H, W], not {list(x.shape)}")
-    if x.dtype.is_floating_point:
-        if x.numel() and not (x.min() >= 0 and x.max() <= 1):
-            raise ClplatformError(f"images as floats lie in 0 … 1; these reach from {x.min():g} to {x.max():g}")
-        x = (x * 255).round()
-    elif x.numel() and not (x.min() >= 0 and x.max() <= 255):
-        raise ClplatformError(f"images as integers lie in 0 … 255; these reach from {x.min()} to {x.max()}")
-    return _fit(x.float(), spec.shape)
+    kind, top, x = ("floats", 1, x) if x.dtype.is_floating_point else ("integers", 255, x.long())
+    if x.numel() and not (x.min() >= 0 and x.max() <= top):
+        raise ClplatformError(f"images as {kind} lie in 0 … {top}; these reach from {x.min():g} to {x.max():g}")
+    return _fit((x * (255 / top)).round().float(), spec.shape)
 
 
 def _read(path: Path, shape: tuple[int, int, int]) -> Tensor:
@@ -244,9 +241,14 @@ def _read(path: Path, shape: tuple[int, int, int]) -> Tensor:
 def _fit(x: Tensor, shape: tuple[int, int, int]) -> Tensor:
     """Images [N, C', H', W'] (0 … 255) with the channels and size of `shape`, uint8."""
     if x.shape[1] != shape[0]:
-        if 1 not in (x.shape[1], shape[0]):
+        if (x.shape[1], shape[0]) not in ((1, shape[0]), (3, 1)):
             raise ClplatformError(f"the images have {x.shape[1]} channels, the model expects {shape[0]}")
-        x = x.expand(-1, shape[0], -1, -1) if x.shape[1] == 1 else x.mean(1, keepdim=True)
+        x = x.expand(-1, shape[0], -1, -1) if x.shape[1] == 1 else _luminance(x)
     if x.shape[2:] != shape[1:]:
         x = F.interpolate(x, size=shape[1:], mode="bilinear", antialias=True)
     return x.round().clamp(0, 255).to(torch.uint8)
+
+
+def _luminance(x: Tensor) -> Tensor:
+    """Grey [N, 1, H, W] of RGB [N, 3, H, W], as image files are turned grey (ITU-R BT.601)."""
+    return torch.einsum("nchw,c->nhw", x, x.new_tensor([0.299, 0.587, 0.114]))[:, None]

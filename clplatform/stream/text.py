@@ -32,12 +32,23 @@ Fraction = Annotated[float, Ge(0), Lt(1)]
 
 @dataclass
 class Source:
-    """Labelled texts of the three splits; `validation` None: taken off the training texts."""
+    """Labelled texts of the three splits; `validation` None: taken off the training texts.
+
+    Raises:
+        ClplatformError: a label of another split is never trained on.
+    """
 
     train: Texts
     validation: Texts | None
     test: Texts
     class_names: list[str]
+
+    def __post_init__(self) -> None:
+        known = set(self.class_names)
+        for texts in (self.validation, self.test):
+            for i, label in enumerate(texts.labels if texts is not None else []):
+                if texts is not None and label not in known:
+                    raise ClplatformError(f"{texts.where(i)}: the label {label!r} is not among the training labels")
 
 
 def clinc150(
@@ -63,6 +74,8 @@ def clinc150(
         )
         titles = None
     else:
+        if not domains:
+            raise ClplatformError("stream.by=domain needs domains.json beside data_full.json")
         if n_experiences not in (None, len(domains)) or class_order is not None:
             raise ClplatformError(
                 f"stream.by=domain has one experience for each of the {len(domains)} domains: leave stream.n_experiences "
@@ -131,19 +144,22 @@ def hf_text(
 
 
 def make_source(train: Texts, validation: Texts | None, test: Texts) -> Source:
-    """Number the labels in the order of the training texts.
+    """Number the labels in the order of the training texts."""
+    return Source(train, validation, test, list(dict.fromkeys(train.labels)))
 
-    Raises:
-        ClplatformError: a label of another split is never trained on.
-    """
-    names = list(dict.fromkeys(train.labels))
-    known = set(names)
-    for texts in (validation, test):
-        if texts is not None:
-            for i, label in enumerate(texts.labels):
-                if label not in known:
-                    raise ClplatformError(f"{texts.where(i)}: the label {label!r} is not among the training labels")
-    return Source(train, validation, test, names)
+
+def check_titles(source: Source, labels_of: dict[str, list[str]]) -> None:
+    """Refuse validation and test rows of an experience, or of a label in it, that is never trained on."""
+    for texts in (source.validation, source.test):
+        if texts is None:
+            continue
+        for i, (title, label) in enumerate(zip(texts.experiences or [], texts.labels, strict=True)):
+            if title not in labels_of:
+                raise ClplatformError(f"{texts.where(i)}: the experience {title!r} has no training texts")
+            if label not in labels_of[title]:
+                raise ClplatformError(
+                    f"{texts.where(i)}: the label {label!r} is not trained in the experience {title!r}"
+                )
 
 
 def labelled(
@@ -162,20 +178,21 @@ def labelled(
             source.class_names, n_experiences, scenario=scenario, seed=seed, class_order=class_order, what=name
         )
         return by_class(name, source, plan, scenario, **settings)
-    titles = list(dict.fromkeys(source.train.experiences or []))
-    titles = [titles[i] for i in resolve_order(len(titles), seed, None, name)]
+    labels_of: dict[str, list[str]] = {}
+    for title, label in dict.fromkeys(zip(source.train.experiences or [], source.train.labels, strict=True)):
+        labels_of.setdefault(title, []).append(label)
+    check_titles(source, labels_of)
+    if n_experiences not in (None, len(labels_of)) or class_order is not None:
+        raise ClplatformError(
+            f"stream.experience_column names the {len(labels_of)} experiences and their classes: leave "
+            "stream.n_experiences and stream.class_order null"
+        )
+    titles = [list(labels_of)[i] for i in resolve_order(len(labels_of), seed, None, name)]
     number = {n: i for i, n in enumerate(source.class_names)}
-    labels_of: dict[str, list[int]] = {t: [] for t in titles}
-    for title, label in zip(source.train.experiences or [], source.train.labels, strict=True):
-        if number[label] not in labels_of[title]:
-            labels_of[title].append(number[label])
-    groups = [labels_of[t] for t in titles]
-    shared = scenario == "domain_incremental" and all(set(g) == set(groups[0]) for g in groups)
-    plan = (
-        Plan(groups, torch.arange(len(number)), tuple(source.class_names))
-        if shared
-        else number_classes(groups, source.class_names, scenario)
-    )
+    groups = [[number[label] for label in labels_of[t]] for t in titles]
+    # Domains that share labels mean the same by them: each label is a class, not the place within its domain.
+    shared = sum(map(len, groups)) > len(number)
+    plan = number_classes(groups, source.class_names, "class_incremental" if shared else scenario)
     return by_class(name, source, plan, scenario, titles=titles, by_title=True, **settings)
 
 
@@ -209,6 +226,9 @@ def by_class(
         notes.append(
             f"WordPiece tokenizer with {len(tokenizer)} tokens trained on the first experience's training texts"
         )
+    untested = [str(i + 1) for i, r in enumerate(rows["test"]) if not len(r)]
+    if untested:
+        notes.append(f"no test texts in the experiences {', '.join(untested)}: they have no accuracy")
     columns: dict[str, dict[str, torch.Tensor]] = {}
     start = 0
     for split, texts in splits.items():
@@ -232,7 +252,7 @@ def by_class(
             kept, out = held_out[i]
             train = part["train"]
             assert train is not None
-            part["train"], part["validation"] = train.select(kept), train.select(out)
+            part["train"], part["validation"] = train.select(kept), train.select(out) if len(out) else None
         parts.append(part)
     classes = [tuple(sorted(set(plan.number_of[g].tolist()))) for g in plan.groups]
     info = StreamInfo(

@@ -19,14 +19,14 @@ class Texts:
     Args:
         texts: a text, or a pair, for each sample.
         experiences: names of the experiences they belong to, if a column says so.
-        first_line: line of the first sample in the file.
+        lines: of the samples in the file; None: one after another from the first.
     """
 
     path: str
     texts: list[Any]
     labels: list[str]
     experiences: list[str] | None = None
-    first_line: int = 1
+    lines: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         for i, text in enumerate(self.texts):
@@ -37,7 +37,7 @@ class Texts:
             raise ClplatformError(f"{self.path} holds no sample")
 
     def where(self, i: int) -> str:
-        return f"{self.path}:{self.first_line + i}"
+        return f"{self.path}:{self.lines[i] if self.lines else i + 1}"
 
     def joined(self, i: int) -> str:
         text = self.texts[i]
@@ -61,6 +61,8 @@ def clinc150_files(data_dir: str | None) -> tuple[Texts, Texts, Texts, list[str]
     parts = []
     for split in ("train", "val", "test"):
         rows = content[split]
+        if not all(isinstance(r, list) and len(r) == 2 for r in rows):
+            raise ClplatformError(f"{path}:{split}: not all entries are a pair [text, intent]")
         parts.append(Texts(f"{path}:{split}", [r[0] for r in rows], [r[1] for r in rows]))
     known = set(parts[0].labels)
     domains_path = path.parent / "domains.json"
@@ -99,21 +101,29 @@ def read_files(path: str, text_columns: Sequence[str], label_column: str, experi
     if not file.is_file():
         raise ClplatformError(f"there is no file {path}")
     suffix = file.suffix.lower()
-    first_line = 1 if suffix in (".jsonl", ".ndjson", ".parquet") else 2
     if suffix != ".parquet":
         _check_encoding(file)
     try:
         if suffix == ".parquet":
-            table = pd.read_parquet(file)
+            table = pd.read_parquet(file).reset_index(drop=True)
         elif suffix in (".jsonl", ".ndjson"):
-            table = pd.DataFrame([_json_line(file, i, line) for i, line in enumerate(_lines(file), start=1)])
+            lines = _lines(file)
+            table = pd.DataFrame([_json_line(file, i, line) for i, line in lines.items()], index=list(lines))
         elif suffix in (".csv", ".tsv"):
             table = pd.read_csv(file, sep="\t" if suffix == ".tsv" else ",", dtype=str, keep_default_na=False)
         else:
             raise ClplatformError(f"{path}: files end in .csv, .tsv, .jsonl or .parquet, not {suffix or 'nothing'}")
-    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise ClplatformError(f"{path}: {error}") from None
-    return from_table(table, path, text_columns, label_column, experience_column, first_line)
+    except (ValueError, OSError) as error:  # pandas' ParserError and EmptyDataError, pyarrow's errors
+        raise ClplatformError(f"{path}: {str(error).strip()}") from None
+    if suffix in (".csv", ".tsv"):
+        if not isinstance(table.index, pd.RangeIndex):
+            raise ClplatformError(
+                f"{path}: the rows have more cells than the header; quote texts that hold a separator"
+            )
+        if len(table):  # a quoted text may go over several lines
+            more = table.apply(lambda column: column.str.count("\n")).sum(axis=1).astype(int)
+            table.index = table.index + 2 + more.cumsum() - more
+    return from_table(table, path, text_columns, label_column, experience_column)
 
 
 def from_table(
@@ -122,9 +132,16 @@ def from_table(
     text_columns: Sequence[str],
     label_column: str,
     experience_column: str | None,
-    first_line: int,
 ) -> Texts:
-    """Texts and labels of a table's rows."""
+    """Texts and labels of a table's rows. Its index are the rows' lines, or counts from 0."""
+    import pandas as pd
+
+    if isinstance(table.index, pd.RangeIndex):
+        table.index = table.index + 1
+    if not len(table):
+        raise ClplatformError(f"{path} holds no sample")
+    if len(text_columns) not in (1, 2):
+        raise ClplatformError(f"stream.text_column={list(text_columns)}: name one column, or two for pairs of texts")
     needed = [*text_columns, label_column, *([experience_column] if experience_column else [])]
     for column in needed:
         if column not in table:
@@ -132,12 +149,11 @@ def from_table(
             raise ClplatformError(f"{path}: there is no column {column!r} (there is: {there})")
         empty = table[column].isna() | (table[column].astype(str).str.strip() == "")
         if empty.any():
-            line = first_line + int(empty.to_numpy().argmax())
-            raise ClplatformError(f"{path}:{line}: the column {column!r} is empty")
+            raise ClplatformError(f"{path}:{table.index[empty.to_numpy().argmax()]}: the column {column!r} is empty")
     columns = [table[c].astype(str).tolist() for c in text_columns]
     texts = columns[0] if len(columns) == 1 else list(zip(*columns, strict=True))
     experiences = table[experience_column].astype(str).tolist() if experience_column else None
-    return Texts(path, texts, table[label_column].astype(str).tolist(), experiences, first_line)
+    return Texts(path, texts, table[label_column].astype(str).tolist(), experiences, table.index.tolist())
 
 
 def hub_texts(
@@ -165,8 +181,13 @@ def hub_texts(
         table = loaded[split].to_pandas()
         feature = loaded[split].features.get(label_column)
         if hasattr(feature, "int2str"):
+            unlabelled = ~table[label_column].between(0, feature.num_classes - 1)
+            if unlabelled.any():
+                raise ClplatformError(
+                    f"stream.dataset={dataset}: the split {split!r} has rows without a label; name a labelled split"
+                )
             table[label_column] = feature.int2str(table[label_column].tolist())
-        parts.append(from_table(table, f"{dataset}:{split}", text_columns, label_column, experience_column, 1))
+        parts.append(from_table(table, f"{dataset}:{split}", text_columns, label_column, experience_column))
     return parts
 
 
@@ -181,8 +202,10 @@ def _check_encoding(file: Path) -> None:
         ) from None
 
 
-def _lines(file: Path) -> list[str]:
-    return [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+def _lines(file: Path) -> dict[int, str]:
+    """Lines that are not blank, by number. Other separators than the newline may stand within JSON strings."""
+    lines = file.read_text(encoding="utf-8-sig").split("\n")
+    return {i: line for i, line in enumerate(lines, start=1) if line.strip()}
 
 
 def _json_line(file: Path, number: int, line: str) -> dict[str, Any]:

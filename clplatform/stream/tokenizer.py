@@ -23,16 +23,19 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer
 
-    return from_hub(
+    tokenizer = from_hub(
         "the tokenizer", str(source), lambda: AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
     )
+    if tokenizer.pad_token is None:  # GPT-2 and its kin; nobody looks there (`attention_mask`)
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
 
 def train_wordpiece(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizerBase:
     """A lower-casing WordPiece tokenizer with BERT's special tokens, trained on these texts.
 
-    The same texts give the same tokenizer. Words never seen are cut into known pieces; single characters of the
-    texts and of ASCII are always known.
+    The same texts give the same tokenizer. Words never seen are cut into known pieces: ASCII's characters are known
+    at any place of a word.
     """
     import string
 
@@ -49,6 +52,10 @@ def train_wordpiece(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenize
         vocab_size=vocab_size, special_tokens=special, initial_alphabet=letters, show_progress=False
     )
     tokenizer.train_from_iterator(texts, trainer)
+    vocabulary = tokenizer.get_vocab()
+    for character in string.ascii_lowercase + string.digits:
+        vocabulary.setdefault(f"##{character}", len(vocabulary))
+    tokenizer.model = models.WordPiece(vocabulary, unk_token="[UNK]")
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
@@ -72,7 +79,7 @@ def encode(
     first = [t if isinstance(t, str) else t[0] for t in texts]
     second = None if not texts or isinstance(texts[0], str) else [t[1] for t in texts]
     out = tokenizer(
-        first, second, truncation=max_length is not None, max_length=max_length, padding=True, return_tensors="pt",
-        return_token_type_ids=False,
+        first, second, truncation=max_length is not None, max_length=max_length, padding=True, padding_side="right",
+        return_tensors="pt", return_token_type_ids=False,
     ) if texts else {"input_ids": torch.zeros(0, 1), "attention_mask": torch.zeros(0, 1)}  # fmt: skip
     return {name: torch.as_tensor(out[name]).long() for name in ("input_ids", "attention_mask")}
