@@ -155,7 +155,7 @@ def find(target: str) -> Any:
     try:
         found = pydoc.locate(target)
     except pydoc.ErrorDuringImport as error:
-        raise ClplatformError(f"{target}: importing it fails ({error.exc.__name__}: {error.value})") from error
+        raise ClplatformError(f"{target}: importing it fails ({type(error.value).__name__}: {error.value})") from error
     if found is None:
         raise ClplatformError(f"{target}: there is no such class or function; give its full dotted name")
     return found

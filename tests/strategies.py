@@ -26,6 +26,16 @@ def from_page(name: str, **changes: Any) -> Strategy:
     return make({**node, **TINY.get(name, {}), **changes})
 
 
+def scenario_of(*names: str) -> str:
+    """Where these strategies are at home: with task ids if one of them needs them."""
+    needs_ids = any("task_ids" in from_page(name).needs for name in names)
+    return "task_incremental" if needs_ids else "class_incremental"
+
+
+def is_for_transformers(*names: str) -> bool:
+    return any("transformer" in from_page(name).needs for name in names)
+
+
 def _maker(name: str) -> Callable[[], dict[str, Strategy]]:
     return lambda: {name: from_page(name)}
 

@@ -35,23 +35,29 @@ def stems(folder: Path, pattern: str, but: set[str]) -> set[str]:
     return {path.stem.removeprefix("test_") for path in folder.glob(pattern)} - but
 
 
+def source_of(name: str) -> str:
+    """The file that a strategy's page builds from: its own, or that of the method it is a special case of."""
+    target = yaml.safe_load((conf_dir() / "strategy" / f"{name}.yaml").read_text())[name]["_target_"]
+    package, _, source = target.rpartition(".")[0].rpartition(".")
+    assert package == "clplatform.strategy"
+    return source
+
+
 # -- pages, sources, tests ------------------------------------------------------------------------------------------
 
 
 def test_every_strategy_has_a_page_a_source_and_a_test() -> None:
-    pages = set(NAMES)
-    assert len(pages) >= 8
-    assert stems(SOURCE / "strategy", "*.py", {"__init__", "base"}) == pages
-    assert stems(TESTS / "strategy", "test_*.py", {"base"}) == pages
+    sources = stems(SOURCE / "strategy", "*.py", {"__init__", "base"})
+    assert len(sources) >= 8
+    assert sources == {source_of(name) for name in NAMES} <= set(NAMES)
+    assert stems(TESTS / "strategy", "test_*.py", {"base"}) == sources
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_strategy_s_page_is_nested_under_its_name_and_names_its_source(name: str) -> None:
     page = yaml.safe_load((conf_dir() / "strategy" / f"{name}.yaml").read_text())
     assert list(page) == [name]
-    target = page[name]["_target_"]
-    assert target.rpartition(".")[0] == f"clplatform.strategy.{name}"
-    assert issubclass(get_object(target), Strategy)
+    assert issubclass(get_object(page[name]["_target_"]), Strategy)
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda p: f"{p.parent.name}/{p.stem}")
@@ -83,7 +89,7 @@ def test_a_page_has_every_argument(group: str, node: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_strategy_says_where_it_comes_from_and_what_it_computes(name: str) -> None:
-    docstring = ast.get_docstring(ast.parse((SOURCE / "strategy" / f"{name}.py").read_text())) or ""
+    docstring = ast.get_docstring(ast.parse((SOURCE / "strategy" / f"{source_of(name)}.py").read_text())) or ""
     paper = strategy_facts(conf_dir() / "strategy" / f"{name}.yaml")["paper"]
     assert re.search(r"[A-Z]\w+.* (19|20)\d\d", paper), "a paper with its year in the first paragraph"
     assert re.search(r"^    \S.* = .+", docstring, re.MULTILINE), "a formula, indented"
@@ -127,8 +133,9 @@ def test_hydra_stays_with_the_configuration() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_strategies_import_no_other_strategy(name: str) -> None:
-    others = {f"clplatform.strategy.{other}" for other in {*NAMES} - {name}}
-    assert not others & imports(SOURCE / "strategy" / f"{name}.py")
+    own = source_of(name)
+    others = {f"clplatform.strategy.{other}" for other in {*NAMES} - {own}}
+    assert not others & imports(SOURCE / "strategy" / f"{own}.py")
 
 
 @pytest.mark.skipif(not (REPOSITORY / "pyproject.toml").is_file(), reason="not in a checkout")

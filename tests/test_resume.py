@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from strategies import STRATEGIES
-from world import TinyStream, make_experiment, same, weights
+from strategies import STRATEGIES, is_for_transformers, scenario_of
+from world import TinyStream, make_experiment, same, tiny_vit, weights
 
 from clplatform import checkpoint
 from clplatform.results import Results
@@ -59,10 +60,15 @@ def resume(run_dir: Path, strategies: dict[str, Strategy], **options: object):
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_a_killed_run_goes_on_to_the_same_bits(name: str, batch: int, tmp_path: Path) -> None:
     make: Callable[[], dict[str, Strategy]] = STRATEGIES[name]
-    whole = run_until(tmp_path / "whole", make(), None)
-    run_until(tmp_path / "killed", make(), batch)
+
+    def world() -> dict[str, Any]:
+        backbone = tiny_vit() if is_for_transformers(*make()) else None
+        return {"stream": TinyStream(scenario=scenario_of(*make())), "backbone": backbone}
+
+    whole = run_until(tmp_path / "whole", make(), None, **world())
+    run_until(tmp_path / "killed", make(), batch, **world())
     assert (tmp_path / "killed" / "checkpoints" / "step.ckpt").exists() == (batch == 15)
-    resumed = resume(tmp_path / "killed", make())
+    resumed = resume(tmp_path / "killed", make(), **world())
     assert resumed.results.matrix == whole.results.matrix
     assert resumed.results.validation_matrix == whole.results.validation_matrix
     assert same(weights(resumed.learner), weights(whole.learner))

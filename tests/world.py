@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from clplatform.backbone.huggingface import HuggingFaceImage
 from clplatform.data import TensorData
 from clplatform.experiment import Experiment
 from clplatform.fitting import Fitter
@@ -39,6 +40,18 @@ class TinyBackbone(nn.Module):
         return [self.layer]
 
     def save_assets(self, folder: Path) -> None: ...
+
+
+def tiny_vit() -> nn.Module:
+    """A Transformer of one layer over four patches of the same samples, features [B, 16] like `TinyBackbone`'s."""
+    torch.manual_seed(0)
+    return HuggingFaceImage(
+        input=InputSpec("image", shape=(1, 1, DIM), mean=(0.0,), std=(1.0,)), name="tiny", pretrained=None, package=None,
+        pooling="cls", image_size=None, dropout=0.0, attention="sdpa", freeze="none", config={
+            "model_type": "vit", "hidden_size": TinyBackbone.feature_size, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "intermediate_size": 16, "image_size": [1, DIM], "patch_size": [1, 3],
+        },
+    )  # fmt: skip
 
 
 class TinyHead(nn.Module):
@@ -125,11 +138,14 @@ class TinyStream:
     def save_assets(self, folder: Path) -> None: ...
 
 
-def make_learner(stream: Any, strategies: dict[str, Strategy], *, dropout: float = 0.0, **options: Any) -> Learner:
+def make_learner(
+    stream: Any, strategies: dict[str, Strategy], *, dropout: float = 0.0, backbone: nn.Module | None = None,
+    **options: Any,
+) -> Learner:  # fmt: skip
     """A learner with SGD, from fixed initial weights."""
     torch.manual_seed(0)
     return Learner(
-        backbone=TinyBackbone(dropout),
+        backbone=TinyBackbone(dropout) if backbone is None else backbone,
         make_head=TinyHead,
         chain=Chain(strategies),
         info=stream.info,

@@ -70,7 +70,7 @@ class HuggingFaceEncoder(Freezable):
 
     def _make(self, load: bool, attention: str) -> PreTrainedModel:
         options: dict[str, Any] = {"attn_implementation": attention}
-        architecture = AutoModel._model_mapping[type(self.config)]  # type: ignore[attr-defined]
+        architecture: Any = AutoModel._model_mapping[type(self.config)]  # type: ignore[attr-defined]
         if not isinstance(architecture, type):
             architecture = architecture[0]
         if "add_pooling_layer" in inspect.signature(architecture.__init__).parameters:
@@ -98,7 +98,10 @@ class HuggingFaceEncoder(Freezable):
     def n_tokens(self) -> int:
         """Positions that a sample has inside the model (of text: a guess)."""
         patch = getattr(self.config, "patch_size", None)
-        return (self.config.image_size // patch) ** 2 if patch else 16
+        if not patch:
+            return 16
+        sides = [(size, size) if isinstance(size, int) else size for size in (self.config.image_size, patch)]
+        return (sides[0][0] // sides[1][0]) * (sides[0][1] // sides[1][1])
 
     def save_assets(self, folder: Path) -> None:
         """The model's `config.json`."""
@@ -171,12 +174,14 @@ class HuggingFaceImage(HuggingFaceEncoder):
 def fit_images(config: dict[str, Any], shape: tuple[int, int, int]) -> dict[str, Any]:
     """Image size, channels and patch size for a stream's images, where the configuration leaves them open."""
     channels, height, width = shape
+    config = {**config, "num_channels": channels}
+    if config.get("image_size") and config.get("patch_size"):
+        return config
     patch, size = fit_patches(config.get("image_size") or max(height, width))
     return {
         **config,
         "image_size": config.get("image_size") or size,
         "patch_size": config.get("patch_size") or patch,
-        "num_channels": channels,
     }
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._C import _functorch as functorch
+from torch._C import _functorch as functorch  # type: ignore[attr-defined]
 from torch.utils.flop_counter import FlopCounterMode
 
 # Lengths at which a text backbone is measured; its work is a·T + b·T² in the length T.

@@ -87,7 +87,7 @@ def per_sample(backbone: nn.Module, adapter_of_row: Tensor, names: Sequence[str]
     Args:
         adapter_of_row: int64 [B].
     """
-    chosen = [names[i] for i in adapter_of_row.tolist()]
+    chosen = [names[int(i)] for i in adapter_of_row]
     activate(backbone, sorted(set(chosen)))
 
     def pass_names(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

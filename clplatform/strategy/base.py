@@ -23,12 +23,27 @@ if TYPE_CHECKING:
 
 Run = Callable[[Batch], Output]
 
+# What a strategy may belong to; `excludes = FAMILIES` is one that leaves no room for others.
+FAMILIES = frozenset(
+    {
+        "baseline",
+        "regularization",
+        "replay",
+        "distillation",
+        "expansion",
+        "isolation",
+        "prompt",
+        "projection",
+        "prototype",
+    }
+)
+
 
 class Strategy:
     """Base of every strategy. Constructor arguments are keyword-only; their defaults live in the YAML page.
 
     Class attributes:
-        family: `baseline`, `regularization`, `replay`, `distillation`, `expansion`, ...
+        family: one of `FAMILIES`.
         needs: what it cannot do without, of `task_ids` (at inference), `boundaries`, `memory`,
             `pretrained`, `hidden_states`, `transformer`, `past_data` (`learner.past`: upper bounds only).
         excludes: families it cannot be combined with, because of `why_not`.
