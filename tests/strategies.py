@@ -14,9 +14,16 @@ from clplatform.strategy.base import Strategy
 # What the tiny world needs to be changed on a page.
 TINY: dict[str, dict[str, Any]] = {
     "replay": {"capacity": 20},
+    "der": {"capacity": 20},
     "derpp": {"capacity": 20},
+    "er_ace": {"capacity": 20},
+    "mir": {"capacity": 20, "step": 0.1},
+    "gdumb": {"capacity": 20, "epochs": 3},
+    "cls_er": {"capacity": 20, "plastic_decay": 0.5, "stable_decay": 0.8, "plastic_rate": 0.9, "stable_rate": 0.7},
+    "ema_teacher": {"strength": 1.0, "temperature": 2.0, "decay": 0.5},
     "ewc": {"samples": 16, "strength": 100.0},
     "lora_experts": {"rank": 2},
+    "rwalk": {"interval": 7},
 }
 
 
@@ -45,5 +52,7 @@ STRATEGIES: dict[str, Callable[[], dict[str, Strategy]]] = {
     **{name: _maker(name) for name in NAMES},
     "replay+lwf": lambda: {"replay": from_page("replay"), "lwf": from_page("lwf")},
     "ewc online": lambda: {"ewc": from_page("ewc", online=True, gamma=0.9)},
+    "mir by batch, at the optimizer's rate": lambda: {"mir": from_page("mir", update="batch", step=None)},
+    "replay by herding": lambda: {"replay": from_page("replay", policy="herding")},
     "replay balanced, by batch": lambda: {"replay": from_page("replay", policy="class_balanced", update="batch")},
 }

@@ -55,12 +55,33 @@ class Quadratic:
 
     def penalty(self, module: nn.Module) -> Tensor:
         """The penalty at the module's parameters: a scalar whose gradient is A(θ−μ)."""
+        parameters, weight, anchor = self._at(module)
+        return _Penalty.apply(weight, anchor, *parameters) + self.constant
+
+    @torch.no_grad()
+    def add_gradient(self, module: nn.Module, factor: float) -> None:
+        """Add `factor` · A(θ−μ) to the parameters' `.grad`: for those who need the loss's own gradient first."""
+        parameters, weight, anchor = self._at(module)
+        if not parameters:
+            return
+        gradients = []
+        for p in parameters:
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+            gradients.append(p.grad)
+        torch._foreach_addcmul_(gradients, weight, torch._foreach_sub(parameters, anchor), value=factor)
+
+    def _at(self, module: nn.Module) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """The module's trainable parameters that are held, with A and μ grown to fit."""
         named = dict(module.named_parameters())
         names = [name for name in self.weight if name in named and named[name].requires_grad]
-        parameters = [named[name] for name in names]
-        weight = [fit(self.weight[n].to(p.device), p) for n, p in zip(names, parameters, strict=True)]
-        anchor = [fit(self.anchor[n].to(p.device), p) for n, p in zip(names, parameters, strict=True)]
-        return _Penalty.apply(weight, anchor, *parameters) + self.constant
+        for name in names:  # what a checkpoint gave back is on the CPU
+            self.weight[name] = self.weight[name].to(named[name].device)
+            self.anchor[name] = self.anchor[name].to(named[name].device)
+        parameters: list[Tensor] = [named[name] for name in names]
+        weight = [fit(self.weight[name], p) for name, p in zip(names, parameters, strict=True)]
+        anchor = [fit(self.anchor[name], p) for name, p in zip(names, parameters, strict=True)]
+        return parameters, weight, anchor
 
     def cost(self) -> dict[str, int | float]:
         return {"extra_parameters": sum(t.numel() for t in (*self.weight.values(), *self.anchor.values()))}
@@ -72,13 +93,26 @@ class Quadratic:
         self.weight, self.anchor, self.constant = dict(state["weight"]), dict(state["anchor"]), state["constant"]
 
 
+def squared_distance(module: nn.Module, anchor: Named) -> Tensor:
+    """½ Σ_i (θ_i − μ_i)², a scalar whose gradient is θ − μ: the penalty with A = 1, without holding A.
+
+    Rows that a parameter has beyond its anchor are free. Anchors are moved to their parameter's device.
+    """
+    parameters = []
+    for name, p in module.named_parameters():
+        if name in anchor and p.requires_grad:
+            anchor[name] = anchor[name].to(p.device)
+            parameters.append((p if p.shape == anchor[name].shape else p[overlap(p, anchor[name])], anchor[name]))
+    return _Penalty.apply(None, [a for _, a in parameters], *[p for p, _ in parameters])
+
+
 class _Penalty(torch.autograd.Function):
     """Value and gradient in one pass: autograd over pow, mul and sum would read everything three times."""
 
     @staticmethod
-    def forward(ctx: Any, weight: list[Tensor], anchor: list[Tensor], *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, weight: list[Tensor] | None, anchor: list[Tensor], *parameters: Tensor) -> Tensor:
         gap = torch._foreach_sub(list(parameters), anchor)
-        gradient = torch._foreach_mul(gap, weight)
+        gradient = gap if weight is None else torch._foreach_mul(gap, weight)
         ctx.save_for_backward(*gradient)
         return (
             0.5 * torch.stack([torch.dot(g.flatten(), d.flatten()) for g, d in zip(gradient, gap, strict=True)]).sum()
@@ -89,11 +123,17 @@ class _Penalty(torch.autograd.Function):
         return (None, None, *torch._foreach_mul(list(ctx.saved_tensors), outer[0]))
 
 
+def overlap(a: Tensor, b: Tensor) -> tuple[slice, ...]:
+    """Where two tensors of the same number of dimensions both have values: an index of either."""
+    return tuple(slice(0, min(m, n)) for m, n in zip(a.shape, b.shape, strict=True))
+
+
 def fit(tensor: Tensor, like: Tensor) -> Tensor:
-    """The tensor with zeros for the rows (and columns) that `like` has beyond it; cut where it has fewer."""
+    """The tensor on `like`'s device, with zeros for the rows (and columns) that `like` has beyond it; cut where it
+    has fewer."""
     if tensor.shape == like.shape:
-        return tensor
+        return tensor.to(like.device)
     grown = torch.zeros_like(like)
-    common = tuple(slice(0, min(a, b)) for a, b in zip(tensor.shape, like.shape, strict=True))
+    common = overlap(tensor, like)
     grown[common] = tensor[common].to(grown)
     return grown

@@ -8,8 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 from world import TinyStream, make_learner
 
-from clplatform.regularization import fisher as module
-from clplatform.regularization.fisher import fisher_diagonal
+from clplatform.regularization.fisher import fisher_diagonal, fisher_of_batch
 from clplatform.strategy.finetuning import Finetuning
 
 
@@ -45,18 +44,11 @@ def test_equals_autograd_sample_by_sample(learner, kind: str) -> None:
         torch.testing.assert_close(value, expected[name])
 
 
-def test_the_slow_way_is_the_same(learner, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_a_batch_is_the_empirical_one_of_its_rows(learner) -> None:
     data = TinyStream()[1].train
-    fast = fisher_diagonal(learner, data, "empirical")
-
-    def refuse(*args, **kwargs):
-        raise RuntimeError("no batching rule")
-
-    monkeypatch.setattr(module, "vmap", refuse)
-    slow = fisher_diagonal(learner, data, "empirical")
-    assert learner.vmap_failed
-    for name in fast:
-        torch.testing.assert_close(fast[name], slow[name])
+    expected = fisher_diagonal(learner, data, "empirical")
+    for name, value in fisher_of_batch(learner, data.fetch(torch.arange(len(data)))).items():
+        torch.testing.assert_close(value, expected[name])
 
 
 def test_closed_form_of_a_linear_softmax(learner) -> None:

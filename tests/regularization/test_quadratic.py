@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from clplatform.regularization.quadratic import Quadratic, fit
+from clplatform.regularization.quadratic import Quadratic, fit, squared_distance
 
 
 def naive(anchors: list[tuple[dict, dict]], module: nn.Module) -> torch.Tensor:
@@ -82,6 +82,35 @@ def test_frozen_parameters_are_left_out() -> None:
     module.bias.requires_grad_(False)
     gradients = torch.autograd.grad(quadratic.penalty(module), [module.weight])
     assert gradients[0].shape == module.weight.shape
+
+
+def test_the_gradient_alone_is_added_to_what_is_there() -> None:
+    torch.manual_seed(0)
+    module = nn.Linear(5, 4)
+    quadratic = Quadratic()
+    quadratic.add_gradient(module, 3.0)  # nothing held, nothing added
+    assert module.weight.grad is None
+    quadratic.add(*tasks(module, 1)[0])
+    expected = dict(
+        zip("wb", torch.autograd.grad(3 * quadratic.penalty(module), [module.weight, module.bias]), strict=True)
+    )
+    module.weight.grad = torch.ones_like(module.weight)
+    quadratic.add_gradient(module, 3.0)
+    torch.testing.assert_close(module.weight.grad, 1 + expected["w"])
+    torch.testing.assert_close(module.bias.grad, expected["b"])
+
+
+def test_squared_distance_is_the_penalty_with_weight_one() -> None:
+    torch.manual_seed(0)
+    module, quadratic = nn.Linear(5, 6), Quadratic()
+    anchor = {"weight": torch.randn(4, 5), "bias": torch.randn(4)}  # the module has grown since
+    quadratic.add({n: torch.ones_like(a) for n, a in anchor.items()}, anchor)
+    ours, theirs = squared_distance(module, anchor), quadratic.penalty(module)
+    torch.testing.assert_close(ours, theirs)
+    for a, b in zip(
+        torch.autograd.grad(ours, module.parameters()), torch.autograd.grad(theirs, module.parameters()), strict=True
+    ):
+        torch.testing.assert_close(a, b)
 
 
 def test_fit_grows_and_cuts() -> None:
