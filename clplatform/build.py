@@ -8,31 +8,38 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning_fabric.utilities.exceptions import MisconfigurationException
 
-from clplatform.config import EXTRA, OURS, find
+from clplatform.config import EXTRA
 from clplatform.data import derive_seed
 from clplatform.fitting import Fitter
 from clplatform.learner import Learner
+from clplatform.machine import check_device
+from clplatform.signature import OURS, find
 from clplatform.strategy.base import Chain, Strategy
 from clplatform.types import ClplatformError, Stream, StreamInfo
 
 
 def make(node: dict[str, Any], **given: Any) -> Any:
-    """Call a node's `_target_` with its values and what the platform gives; nested nodes first.
+    """Call a node's `_target_` with its values and what the platform gives; nested nodes first, unless the node says
+    `_recursive_: false`.
 
     Unlike Hydra's `instantiate` it passes objects through as they are and lets exceptions through.
     """
     target = find(node["_target_"])
-    values = {k: _make_nested(v) for k, v in node.items() if k not in OURS} | given
+    nested = make_nested if node.get("_recursive_", True) else _as_it_is
+    values = {k: nested(v) for k, v in node.items() if k not in OURS} | given
     return partial(target, **values) if node.get("_partial_") else target(**values)
 
 
-def _make_nested(value: Any) -> Any:
+def make_nested(value: Any) -> Any:
     if isinstance(value, dict) and "_target_" in value:
         return make(value)
     if isinstance(value, list):
-        return [_make_nested(v) for v in value]
+        return [make_nested(v) for v in value]
+    return value
+
+
+def _as_it_is(value: Any) -> Any:
     return value
 
 
@@ -40,6 +47,8 @@ def build_tokenizer(config: dict[str, Any]) -> Any:
     """The pretrained backbone's tokenizer; None where there is none (the stream then trains its own)."""
     if not takes_tokenizer(config["stream"]):
         return None
+    if getattr(find(config["backbone"]["_target_"]), "reads", "input_ids") != "input_ids":
+        return None  # an image model, which will refuse the stream when it is built
     from clplatform.backbone.pretrained import tokenizer_source
     from clplatform.stream.tokenizer import load_tokenizer
 
@@ -67,30 +76,56 @@ def build_strategies(config: dict[str, Any]) -> Chain:
     """The chain of strategies, in the order typed.
 
     Raises:
-        ClplatformError: they cannot be combined.
+        ClplatformError: one cannot be built, or they cannot be combined.
     """
-    strategies: dict[str, Strategy] = {name: make(node) for name, node in config["strategy"].items()}
+    strategies = {name: build_strategy(name, node) for name, node in config["strategy"].items()}
+    chosen = f"strategy=[{','.join(strategies)}]"
     try:
-        return Chain(strategies)
+        chain = Chain(strategies)
     except ValueError as error:
-        raise ClplatformError(f"strategy={list(strategies)}: {error}") from None
+        raise ClplatformError(f"{chosen}: {error}") from None
+    bounds = [name for name, s in strategies.items() if "past_data" in s.needs]
+    if len(bounds) > 1:
+        raise ClplatformError(f"{chosen}: {' and '.join(bounds)} cannot be combined: each adds all earlier data")
+    return chain
+
+
+def build_strategy(name: str, node: dict[str, Any]) -> Strategy:
+    """One strategy from its page."""
+    if "device" in node:
+        check_device(f"strategy.{name}.device", node["device"])
+    try:
+        strategy = make(node)
+    except ValueError as error:
+        raise ClplatformError(f"strategy.{name}: {error}") from error
+    if not hasattr(strategy, "extend_batch"):
+        raise ClplatformError(
+            f"strategy.{name}._target_={node['_target_']}: not a strategy; derive it from "
+            "clplatform.strategy.base.Strategy"
+        )
+    return strategy
 
 
 def check_needs(chain: Chain, info: StreamInfo, config: dict[str, Any]) -> None:
     """Does every strategy find what it needs in this stream and backbone?"""
-    backbone = config["backbone"]["name"]
+    stream, backbone = f"stream={info.name} ({info.scenario})", f"backbone={config['backbone']['name']}"
+    perceptron = str(config["backbone"].get("_target_")).startswith("clplatform.backbone.mlp.")
     offered = {
-        "task_ids": (info.task_ids, "hides task ids at inference", "choose stream.scenario=task_incremental"),
-        "boundaries": (info.boundaries, "has no task boundaries", "choose a stream with boundaries"),
+        "task_ids": (
+            info.task_ids,
+            "task ids",
+            f"{stream} hides them at inference; choose stream.scenario=task_incremental",
+        ),
+        "boundaries": (info.boundaries, "task boundaries", f"{stream} has none; choose a stream with boundaries"),
         "pretrained": (
             bool(config["backbone"].get("pretrained")),
-            f"is learned by backbone={backbone}, which is not pretrained",
-            "choose a pretrained backbone or give backbone.pretrained=<folder>",
+            "a pretrained backbone",
+            f"{backbone} has random weights; choose another or give backbone.pretrained=<folder>",
         ),
         "transformer": (
-            backbone != "mlp",
-            f"is learned by backbone={backbone}, which is no Transformer",
-            "choose a Transformer backbone, such as vit_tiny",
+            not perceptron,
+            "a Transformer",
+            f"{backbone} is none; choose a Transformer backbone, such as vit_tiny",
         ),
     }
     head = find(config["head"]["_target_"])
@@ -98,37 +133,9 @@ def check_needs(chain: Chain, info: StreamInfo, config: dict[str, Any]) -> None:
     wanted[f"head={head.__module__.rpartition('.')[2]}"] = getattr(head, "needs", frozenset())
     for who, needs in wanted.items():
         for need in sorted(needs & set(offered)):
-            present, problem, remedy = offered[need]
+            present, what, problem = offered[need]
             if not present:
-                what = need.replace("_", " ")
-                raise ClplatformError(
-                    f"{who} needs {what}, but stream={info.name} ({info.scenario}) {problem}; {remedy}"
-                )
-
-
-def check_optimizer(config: dict[str, Any]) -> None:
-    """Let the optimizer look at its settings before anything is trained.
-
-    Raises:
-        ClplatformError: it refuses them.
-    """
-    try:
-        make(config["optimizer"])([torch.zeros(1, requires_grad=True)])
-    except (ValueError, TypeError) as error:
-        raise ClplatformError(f"optimizer: {error}; see optimizer.* in `clplatform --cfg job`") from None
-
-
-def check_trainer(fitter: Fitter) -> None:
-    """Let Lightning look at its settings before anything is trained.
-
-    Raises:
-        ClplatformError: it refuses them.
-    """
-    try:
-        fitter.make_trainer()
-    except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise ClplatformError(f"trainer: {reason} (see trainer.* in `clplatform --cfg job`)") from None
+                raise ClplatformError(f"{who} needs {what}, but {problem}")
 
 
 def check_capacity(chain: Chain, info: StreamInfo) -> None:
@@ -141,6 +148,33 @@ def check_capacity(chain: Chain, info: StreamInfo) -> None:
                 f"strategy.{name}.capacity={capacity} is smaller than the {n_classes} classes of stream={info.name}; "
                 f"give it {n_classes} or more"
             )
+
+
+def check_validation(config: dict[str, Any], stream: Stream) -> None:
+    """Early stopping looks at the validation split: there must be one in every experience."""
+    patience = config["early_stopping"]
+    if patience is None:
+        return
+    lacking = [e.name for e in stream if e.validation is None]
+    if lacking:
+        raise ClplatformError(
+            f"early_stopping={patience} needs a validation split, which the experience {lacking[0]!r} lacks; "
+            "give stream.validation_fraction=0.1, or early_stopping=null"
+        )
+    if config["trainer"].get("limit_val_batches", 1) == 0:
+        raise ClplatformError(f"early_stopping={patience} needs validation: leave out trainer.limit_val_batches=0")
+
+
+def check_optimizer(config: dict[str, Any]) -> None:
+    """Let the optimizer look at its settings before anything is trained.
+
+    Raises:
+        ClplatformError: it refuses them.
+    """
+    try:
+        make(config["optimizer"])([torch.zeros(1, requires_grad=True)])
+    except (ValueError, TypeError) as error:
+        raise ClplatformError(f"optimizer: {error}; see optimizer.* in `clplatform --cfg job`") from None
 
 
 def build_learner(

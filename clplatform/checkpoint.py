@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import io
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -76,16 +77,25 @@ class StepCheckpoint:
     """Saves in the middle of a stage, every so many batches or minutes, and when asked to stop (SIGTERM).
 
     The learner calls it when the strategies are done with a batch. It saves never with gradients half
-    accumulated and never at the last batch of an epoch.
+    accumulated, never at the last batch of an epoch, and not while a strategy has a state that cannot be saved.
 
     Args:
         path: the file.
         every_n_batches: None: no such rhythm.
         every_minutes: None: no such rhythm.
+        unsaved: what cannot be saved now.
     """
 
-    def __init__(self, path: Path, *, every_n_batches: int | None, every_minutes: float | None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        every_n_batches: int | None,
+        every_minutes: float | None,
+        unsaved: Callable[[], list[str]] = list,
+    ) -> None:
         self.path, self.every_n_batches, self.every_minutes = path, every_n_batches, every_minutes
+        self.unsaved = unsaved
         self.batches = 0
         self.saved_at = time.monotonic()
 
@@ -100,5 +110,6 @@ class StepCheckpoint:
         last = batch_idx + 1 >= trainer.num_training_batches
         accumulating = (batch_idx + 1) % trainer.accumulate_grad_batches != 0
         if not (last or accumulating) and (self.due() or trainer.received_sigterm):
-            trainer.save_checkpoint(self.path)
+            if not self.unsaved():
+                trainer.save_checkpoint(self.path)
             self.batches, self.saved_at = 0, time.monotonic()

@@ -39,19 +39,19 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 only if everything asked for is complete."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        if arguments and arguments[0] in ("--help", "-h", "help"):
-            print(HELP, end="")
-            return 0
-        if arguments and arguments[0] == "--version":
-            from clplatform import __version__
-
-            print(__version__)
-            return 0
         if arguments and arguments[0] in COMMANDS:
             from clplatform import commands
 
             name = {"list": "list_"}.get(arguments[0], arguments[0])
             return getattr(commands, name)(arguments[1:])
+        if arguments[:1] == ["help"] or {"--help", "-h"} & set(arguments):
+            print(HELP, end="")
+            return 0
+        if "--version" in arguments:
+            from clplatform import __version__
+
+            print(__version__)
+            return 0
         if arguments and arguments[0].isidentifier():
             near = difflib.get_close_matches(arguments[0], COMMANDS, n=1)
             hint = f"did you mean {near[0]}?" if near else "see `clplatform --help`"
@@ -62,6 +62,8 @@ def main(arguments: list[str] | None = None) -> int:
     except ClplatformError as error:
         print(f"clplatform: {error}", file=sys.stderr)
         return 2
+    except SystemExit as stop:  # of argparse and Hydra after a help text, and of a run that a signal has stopped
+        return int(stop.code or 0)
     except KeyboardInterrupt:
         print("clplatform: interrupted", file=sys.stderr)
         return 130

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
-import inspect
 import json
-import pydoc
-import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Literal, TypeGuard
 
 from annotated_types import Ge, Gt, Le
 from omegaconf import DictConfig, OmegaConf
-from pydantic import ConfigDict, PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
 
+from clplatform.signature import check_arguments, check_node, check_value, find, suggest, typed
 from clplatform.types import ClplatformError
 
 # What the platform itself passes to the constructors of each group.
@@ -25,13 +21,24 @@ GIVEN = {
     "head": {"feature_size"},
     "optimizer": {"params"},
     "scheduler": {"optimizer", "n_steps"},
-}
-# Keys of a page that are for the platform, not for the constructor: first what every page may have, then by group.
-OURS = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
+    "trainer": {
+        "logger", "callbacks", "plugins", "enable_checkpointing", "enable_progress_bar", "enable_model_summary",
+        "num_sanity_val_steps",
+    },
+}  # fmt: skip
+# Keys of a page that are for the platform, not for the constructor.
 EXTRA = {"stream": {"epochs"}, "backbone": {"lr"}}
 
-# What a configuration that comes from somebody else (a saved run) may build.
-TRUSTED = ("clplatform.", "torch.optim.", "avalanche.benchmarks.")
+# What a configuration that comes from somebody else (a saved run) may build: what pages are for, not all of clplatform.
+TRUSTED = (
+    *(f"clplatform.{part}." for part in ("stream", "backbone", "head", "strategy", "schedule", "tracking")),
+    "torch.optim.",
+    "avalanche.benchmarks.",
+    # what strategy=avalanche is for
+    *(f"avalanche.training.{part}." for part in ("plugins", "losses", "storage_policy")),
+    *(f"avalanche.models.{part}" for part in ("NCMClassifier", "ncm_classifier.", "FeCAMClassifier", "fecam.")),
+    "clplatform.avalanche_host.generator.",
+)
 
 ROOT: dict[str, Any] = {
     "name": str,
@@ -48,7 +55,16 @@ CHECKPOINT: dict[str, Any] = {
     "every_n_batches": Annotated[int, Ge(1)] | None,  # type: ignore[operator]
     "every_minutes": Annotated[float, Gt(0)] | None,  # type: ignore[operator]
 }
+# What Lightning would take, and then train nothing, or fail in the middle.
+TRAINER: dict[str, Any] = {
+    "max_epochs": Annotated[int, Ge(1)],
+    "max_steps": Literal[-1] | Annotated[int, Ge(1)],
+    "accumulate_grad_batches": Annotated[int, Ge(1)],
+    "gradient_clip_val": Annotated[float, Ge(0)] | None,  # type: ignore[operator]
+    "limit_train_batches": Annotated[float, Gt(0)] | None,  # type: ignore[operator]
+}
 GROUPS = ("stream", "backbone", "head", "strategy", "optimizer", "scheduler", "trainer", "tracking")
+NONE_CHOSEN = "strategy: none is chosen; plain fine-tuning is strategy=finetuning"
 
 
 def conf_dir() -> Path:
@@ -59,8 +75,16 @@ def conf_dir() -> Path:
 
 
 def config_hash(*, _root_: DictConfig) -> str:
-    """Identity of a job: a hash of its resolved configuration, without what cannot change its numbers."""
-    values = {k: v for k, v in resolved(_root_).items() if k not in ("hydra", "tracking", "name", "checkpoint")}
+    """Identity of a job: `identity` of its resolved configuration."""
+    return identity(resolved(_root_))
+
+
+def identity(config: dict[str, Any]) -> str:
+    """A hash of a configuration, without what cannot change a run's numbers."""
+    without = ("tracking", "name", "checkpoint", "num_workers")
+    values = {k: v for k, v in config.items() if k not in without}
+    if isinstance(strategies := values.get("strategy"), dict):  # in the order typed; without ghosts, see `drop_ghosts`
+        values["strategy"] = [[name, node] for name, node in strategies.items() if has_target(node)]
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
@@ -78,12 +102,11 @@ def resolved(config: DictConfig) -> dict[str, Any]:
 # -- checks ----------------------------------------------------------------------------------------------------
 
 
-def check(config: dict[str, Any], notices: list[str]) -> None:
-    """Refuse a configuration that cannot run; drop what a sweep or a recipe left behind of other jobs.
+def check(config: dict[str, Any]) -> None:
+    """Refuse a configuration that cannot run.
 
     Args:
-        config: resolved; strategies that have no target are removed from it.
-        notices: what was dropped is appended here.
+        config: resolved.
 
     Raises:
         ClplatformError: the first mistake found: what, where, and what to do.
@@ -91,144 +114,84 @@ def check(config: dict[str, Any], notices: list[str]) -> None:
     unknown = sorted(set(config) - set(ROOT) - set(GROUPS) - {"experiment"})
     if unknown:
         raise ClplatformError(f"{unknown[0]}: there is no such setting{suggest(unknown[0], [*ROOT, *GROUPS])}")
-    for key, kind in ROOT.items():
-        if key in config:
-            check_value(key, config[key], kind)
-    for key, value in (config.get("checkpoint") or {}).items():
-        if key not in CHECKPOINT:
-            raise ClplatformError(f"checkpoint.{key}: there is no such setting{suggest(key, CHECKPOINT)}")
-        check_value(f"checkpoint.{key}", value, CHECKPOINT[key])
-    check_strategies(config, notices)
-    check_trainer(config["trainer"])
+    check_values("", config, ROOT)
+    check_values("checkpoint.", config["checkpoint"], CHECKPOINT)
+    wrong = next((key for key in config["checkpoint"] if key not in CHECKPOINT), None)
+    if wrong is not None:
+        raise ClplatformError(f"checkpoint.{wrong}: there is no such setting{suggest(wrong, CHECKPOINT)}")
+    check_strategies(config.get("strategy"))
+    check_trainer(config.get("trainer"))
     for group in ("stream", "backbone", "head", "optimizer", "scheduler", "tracking"):
         node = config.get(group)
-        if not isinstance(node, dict) or "_target_" not in node:
-            raise ClplatformError(f"{group}={node}: choose one of those that `clplatform list` shows")
+        if not has_target(node):
+            raise ClplatformError(f"{group}={typed(node)}: choose one of those that `clplatform list` shows")
         check_node(group, node, given=GIVEN.get(group, set()), extra=EXTRA.get(group, set()))
     for name, node in config["strategy"].items():
         check_node(f"strategy.{name}", node)
 
 
-def check_strategies(config: dict[str, Any], notices: list[str]) -> None:
-    """`strategy` must be one or more pages; entries without a target are ghosts of other jobs, or typos."""
+def check_values(prefix: str, values: dict[str, Any], kinds: dict[str, Any]) -> None:
+    """Is each of these settings there, and right?"""
+    for key, kind in kinds.items():
+        if key not in values:
+            raise ClplatformError(f"{prefix}{key} is missing: set it with {prefix}{key}=<value>")
+        check_value(f"{prefix}{key}", values[key], kind)
+
+
+def has_target(node: Any) -> TypeGuard[dict[str, Any]]:
+    """Is this a page's node, which says what to build?"""
+    return isinstance(node, dict) and "_target_" in node
+
+
+def drop_ghosts(config: dict[str, Any], pages: Iterable[str]) -> list[str]:
+    """Take out what a sweep or a recipe has set for strategies that this job does not have.
+
+    Args:
+        config: resolved; strategies without a target are removed from it.
+        pages: names of all strategies that there are: others are typos, and are left for `check`.
+
+    Returns:
+        A notice for each.
+    """
     strategies = config.get("strategy")
+    if not isinstance(strategies, dict):
+        return []
+    known = set(pages)
+    ghosts = [n for n, node in strategies.items() if isinstance(node, dict) and not has_target(node) and n in known]
+    config["strategy"] = {name: node for name, node in strategies.items() if name not in ghosts}
+    return [f"strategy.{name} is set but {name} is not among the strategies of this job: ignored" for name in ghosts]
+
+
+def check_strategies(strategies: Any) -> None:
+    """`strategy` must be one or more pages."""
     if not isinstance(strategies, dict) or not strategies:
-        raise ClplatformError("strategy: none is chosen; plain fine-tuning is strategy=finetuning")
-    pages = {p.stem for p in (conf_dir() / "strategy").glob("*.yaml")}
-    for name in [n for n, node in strategies.items() if not (isinstance(node, dict) and "_target_" in node)]:
-        if name not in pages:
+        raise ClplatformError(NONE_CHOSEN)
+    if "_target_" in strategies:
+        raise ClplatformError(
+            f"strategy._target_={strategies['_target_']}: the page of a strategy has one key, the strategy's name, and "
+            "under it _target_ and the settings"
+        )
+    for name, node in strategies.items():
+        if has_target(node):
+            continue
+        known = {p.stem for p in (conf_dir() / "strategy").glob("*.yaml")}
+        if not isinstance(node, dict) and name in known:
             raise ClplatformError(
-                f"strategy.{name}: there is no such strategy{suggest(name, pages)}; "
-                "`clplatform list strategies` shows all"
+                f"strategy.{name}={typed(node)}: {name} has settings, strategy.{name}.<setting>=<value>; "
+                f"~strategy.{name} takes it out"
             )
-        notices.append(f"strategy.{name} is set but {name} is not among the strategies of this job: ignored")
-        del strategies[name]
-    if not strategies:
-        raise ClplatformError("strategy: none is chosen; plain fine-tuning is strategy=finetuning")
+        hint = suggest(name, known) or "; see `clplatform list strategies`"
+        raise ClplatformError(f"strategy.{name}: there is no such strategy{hint}")
 
 
-def check_trainer(values: dict[str, Any]) -> None:
+def check_trainer(values: Any) -> None:
     import pytorch_lightning as pl
 
-    check_arguments("trainer", pl.Trainer, values, given=set())
-    epochs = values.get("max_epochs")
-    if not isinstance(epochs, int) or epochs < 1:
-        raise ClplatformError(f"trainer.max_epochs={epochs}: give a number of epochs, 1 or more")
-
-
-def check_node(path: str, node: dict[str, Any], given: Iterable[str] = (), extra: Iterable[str] = ()) -> None:
-    """Does the node's target exist, and do its keys and values fit the target's signature?"""
-    try:
-        target = find(str(node["_target_"]))
-    except ClplatformError as error:
-        raise ClplatformError(f"{path}._target_={error}") from error
-    values = {k: v for k, v in node.items() if k not in OURS and k not in extra}
-    check_arguments(path, target, values, given=set(given))
-
-
-def find(target: str) -> Any:
-    """The class or function with this dotted name.
-
-    Raises:
-        ClplatformError: there is none, or importing it fails.
-    """
-    try:
-        found = pydoc.locate(target)
-    except pydoc.ErrorDuringImport as error:
-        raise ClplatformError(f"{target}: importing it fails ({type(error.value).__name__}: {error.value})") from error
-    if found is None:
-        raise ClplatformError(f"{target}: there is no such class or function; give its full dotted name")
-    return found
-
-
-def check_arguments(path: str, target: Any, values: Mapping[str, Any], given: set[str]) -> None:
-    """Check keyword arguments against a signature: names, what is missing, types and ranges."""
-    parameters = inspect.signature(target).parameters
-    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    hints = type_hints(target)
-    for key, value in values.items():
-        if key not in parameters or key in given:
-            if open_ended and key not in given:
-                continue
-            raise ClplatformError(
-                f"{path}.{key}: there is no such setting{suggest(key, set(parameters) - given - {'self'})}"
-            )
-        if value == "???":
-            raise ClplatformError(f"{path}.{key} is missing: set it with {path}.{key}=<value>")
-        if isinstance(value, dict) and "_target_" in value:
-            check_node(f"{path}.{key}", value)
-        elif key in hints:
-            check_value(f"{path}.{key}", value, hints[key])
-    for name, parameter in parameters.items():
-        needed = parameter.default is parameter.empty and parameter.kind not in (
-            parameter.VAR_KEYWORD,
-            parameter.VAR_POSITIONAL,
-        )
-        if needed and name not in values and name not in given:
-            raise ClplatformError(f"{path}.{name} is missing: set it with {path}.{name}=<value>")
-
-
-def type_hints(target: Any) -> dict[str, Any]:
-    function = target if isinstance(target, types.FunctionType) else target.__init__
-    try:
-        return get_type_hints(function, include_extras=True)
-    except Exception:  # a library's annotations that cannot be evaluated: it checks itself
-        return {}
-
-
-def check_value(path: str, value: Any, kind: Any) -> None:
-    """Is `value` of this type and in its range?"""
-    try:
-        adapter = TypeAdapter(kind, config=_pydantic_config(kind))
-    except (PydanticSchemaGenerationError, PydanticUserError):
-        return  # a type that pydantic does not know: its constructor checks it
-    try:
-        adapter.validate_json(json.dumps(value))  # as JSON a list may be a tuple, as it must from YAML
-    except ValidationError as error:
-        told = [e["msg"] for e in error.errors() if "JsonOrPython" not in e["msg"]]  # of types that JSON does not know
-        reasons = list(dict.fromkeys(message[0].lower() + message[1:] for message in told))
-        raise ClplatformError(f"{path}={value}: {'; or '.join(reasons[:3])}") from None
-
-
-def _pydantic_config(kind: Any) -> ConfigDict | None:
-    # Dataclasses and typed dicts bring their own configuration.
-    config = ConfigDict(strict=True, arbitrary_types_allowed=True)
-    try:
-        TypeAdapter(kind, config=config)
-    except PydanticUserError as error:
-        if error.code == "type-adapter-config-unused":
-            return None
-        raise
-    return config
-
-
-def suggest(word: str, known: Iterable[str]) -> str:
-    """`; did you mean …?`, or what there is when nothing is near and there is little."""
-    names = sorted(known)
-    near = difflib.get_close_matches(word, names, n=1)
-    if near:
-        return f"; did you mean {near[0]}?"
-    return f"; there is: {', '.join(names)}" if 0 < len(names) <= 25 else ""
+    if not isinstance(values, dict):
+        raise ClplatformError(f"trainer={typed(values)}: leave it at trainer=default")
+    check_arguments("trainer", pl.Trainer, values, given=GIVEN["trainer"])
+    check_values("trainer.", {"max_epochs": values.get("max_epochs")}, {"max_epochs": TRAINER["max_epochs"]})
+    check_values("trainer.", values, {key: kind for key, kind in TRAINER.items() if key in values})
 
 
 def check_trust(config: dict[str, Any], trusted: tuple[str, ...] = ()) -> None:
@@ -236,10 +199,20 @@ def check_trust(config: dict[str, Any], trusted: tuple[str, ...] = ()) -> None:
     allowed = (*TRUSTED, *trusted)
     for target in targets(config):
         if not target.startswith(allowed):
-            raise ClplatformError(
-                f"the run's configuration builds {target!r}, which is not part of clplatform; if you trust it, "
-                f"allow it with trust={target.rsplit('.', 1)[0]!r}"
-            )
+            raise untrusted(target)
+    for target in targets({k: v for k, v in config.items() if k not in ("stream", "tracking")}):  # what `load` builds
+        found = find(target)
+        # A module of ours imports others: `clplatform.strategy.replay.torch.load` begins well.
+        origin = f"{getattr(found, '__module__', '')}.{getattr(found, '__qualname__', '')}"
+        if not origin.startswith(allowed):
+            raise untrusted(origin)
+
+
+def untrusted(target: str) -> ClplatformError:
+    return ClplatformError(
+        f"the run's configuration builds {target!r}, which is not part of clplatform; if you trust it, "
+        f"allow it with trust={target.rpartition('.')[0]!r}"
+    )
 
 
 def targets(value: Any) -> Iterable[str]:

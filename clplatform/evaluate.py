@@ -30,10 +30,9 @@ def accuracy(learner: Learner, data: Data, batch_size: int) -> float | None:
 
 
 def has_meaning(learner: Learner, experience: Experience) -> bool:
-    """Can this experience be predicted yet? Not when the model lacks its classes or its task's head."""
-    if learner.info.task_ids and not any(e.task_label == experience.task_label for e in learner.seen):
-        return False
-    return experience.n_seen_classes <= learner.n_classes or max(experience.classes) < learner.n_classes
+    """Can this experience be predicted yet? Not before the model has its classes; with task ids, as its task's."""
+    own = [e for e in learner.seen if not learner.info.task_ids or e.task_label == experience.task_label]
+    return set(experience.classes) <= {c for e in own for c in e.classes}
 
 
 def evaluate_row(learner: Learner, stream: Stream, split: str, batch_size: int) -> list[float | None]:

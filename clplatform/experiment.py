@@ -203,8 +203,8 @@ class Experiment:
             for experience in list(self.stream)[:done]:  # the structure first, then the weights
                 self._seed(experience, "before")
                 self.learner.build(experience.info)
+            self.learner.to(self.device)  # where strategies put what they restore
             self._load(state)
-            self.learner.to(self.device)
         # A crash between results and checkpoint leaves a row too many.
         rows = done + 1 if done else 0
         del self.results.matrix[rows:], self.results.validation_matrix[rows:], self.results.timing[done:]

@@ -109,16 +109,22 @@ class Fitter:
             validation = Loader(experience.validation, self.eval_batch_size)
             callbacks += [EarlyStopping("validation/accuracy", patience=self.patience, mode="max"), KeepBest()]
         trainer = self.make_trainer(stage.max_epochs, callbacks)
-        saver = StepCheckpoint(step_path, every_n_batches=self.checkpoint_every, every_minutes=self.checkpoint_minutes)
+        saver = StepCheckpoint(
+            step_path,
+            every_n_batches=self.checkpoint_every,
+            every_minutes=self.checkpoint_minutes,
+            unsaved=learner.chain.unsaved,
+        )
 
         def after_batch(trainer: pl.Trainer, batch_idx: int) -> None:
             if self.after_batch is not None:
                 self.after_batch(trainer, learner, batch_idx)
             saver.after_batch(trainer, batch_idx)
 
-        learner.after_batch, learner.stage = after_batch, stage
-        learner.stage_steps = n_steps(trainer, len(loader))
+        learner.after_batch, learner.stage, learner.stage_epochs = after_batch, stage, trainer.max_epochs or 0
         learner.train()
+        loader = learner.chain.loader(learner, loader)
+        learner.stage_steps = n_steps(trainer, len(loader))
         with trainable(learner, stage.trainable), warnings.catch_warnings():
             # Remarks such as "you defined a validation_step but have no val_dataloader": meant so.
             warnings.simplefilter("ignore", PossibleUserWarning)
@@ -142,13 +148,16 @@ def n_steps(trainer: pl.Trainer, n_batches: int) -> int:
 
 @contextmanager
 def trainable(module: torch.nn.Module, pattern: str | None) -> Iterator[None]:
-    """Only parameters whose name matches the regular expression are trained inside; None changes nothing."""
+    """Only parameters whose name matches the regular expression are trained inside, and of these not what
+    `backbone.freeze` holds; None changes nothing."""
     if pattern is None:
         yield
         return
     before = {name: p.requires_grad for name, p in module.named_parameters()}
+    parts = [part for m in module.modules() for part in getattr(m, "frozen", ())]
+    fixed = {id(p) for part in parts for p in part.parameters(recurse=False)}
     for name, p in module.named_parameters():
-        p.requires_grad_(re.search(pattern, name) is not None)
+        p.requires_grad_(id(p) not in fixed and re.search(pattern, name) is not None)
     try:
         yield
     finally:

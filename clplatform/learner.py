@@ -71,6 +71,7 @@ class Learner(pl.LightningModule):
         self.generator = torch.Generator()  # for the strategies' random choices: never the global one
         self.last_terms: dict[str, Tensor] = {}  # detached loss terms of the last batch
         self.position: tuple[int, int] = (0, 0)  # experience, stage: stored with a checkpoint
+        self.stage_epochs = 0  # epochs that the current stage may take
         self.stage_steps = 0  # optimizer steps that the current stage will take
         self.steps = 0  # optimizer steps of the whole run
         self.samples = 0  # samples of the whole run that a training step has seen, replayed ones included
@@ -90,7 +91,8 @@ class Learner(pl.LightningModule):
         self.seen = [*[e for e in self.seen if e.index < info.index], info]
         self.head.grow(info)
         if self.info.task_ids:
-            known = torch.zeros(info.task_label + 1, info.n_seen_classes, dtype=torch.bool)
+            n_tasks = 1 + max(e.task_label for e in self.seen)  # a task may come back
+            known = torch.zeros(n_tasks, info.n_seen_classes, dtype=torch.bool)
             for e in self.seen:
                 known[e.task_label, list(e.classes)] = True
             self.classes_of_task = known.to(self.device)
@@ -123,8 +125,9 @@ class Learner(pl.LightningModule):
         return self.chain.forward(self, batch, self.run)
 
     def run(self, batch: Batch) -> Output:
-        """The bare model: backbone, head, and the task's mask where task ids may be used."""
-        features = self.backbone(batch)
+        """The bare model: backbone, head, and the task's mask where task ids may be used. A strategy that has frozen the
+        backbone and knows its `features` [B, D] puts them into the batch."""
+        features = batch["features"] if "features" in batch else self.backbone(batch)
         return Output(self.classify(features, batch["task_labels"]), features)
 
     def classify(self, features: Tensor, task_labels: Tensor) -> Tensor:
@@ -146,9 +149,14 @@ class Learner(pl.LightningModule):
 
     def task_loss(self, batch: Batch, output: Output, reduction: str = "mean") -> Tensor:
         """Cross-entropy over the classes seen so far; `reduction` as in PyTorch ("none": [B])."""
-        return F.cross_entropy(
-            output.logits, batch["labels"], reduction=reduction, label_smoothing=self.label_smoothing
-        )
+        logits, labels, smoothing = output.logits, batch["labels"], self.label_smoothing
+        if not (smoothing and self.info.task_ids):
+            return F.cross_entropy(logits, labels, reduction=reduction, label_smoothing=smoothing)
+        # Smoothed over the classes of a sample's task: those that are masked would be nearly all of the loss.
+        absent = logits < MASKED / 2
+        even = -logits.log_softmax(1).masked_fill(absent, 0).sum(1) / (~absent).sum(1)
+        loss = (1 - smoothing) * F.cross_entropy(logits, labels, reduction="none") + smoothing * even
+        return {"none": loss, "sum": loss.sum(), "mean": loss.mean()}[reduction]
 
     # -- data --------------------------------------------------------------------------------------------------
     def batches(self, data: Data, *, augment: bool = False, batch_size: int | None = None) -> Iterator[Batch]:
@@ -156,6 +164,18 @@ class Learner(pl.LightningModule):
         for batch in Loader(data, batch_size or self.batch_size):
             batch = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
             yield self.augment(batch) if augment else batch
+
+    @torch.no_grad()
+    def features(self, data: Data) -> Tensor:
+        """Features [N, D] (float32 at least) of all of `data`, not augmented, of the model in eval mode."""
+        was_training = self.training
+        self.eval()
+        with self.precision_context():
+            found = [self(batch).features for batch in self.batches(data)]
+        self.train(was_training)
+        size: Any = self.backbone.feature_size
+        features = torch.cat(found) if found else torch.zeros(0, size, device=self.device)
+        return features.to(torch.promote_types(features.dtype, torch.float32))
 
     def augment(self, batch: Batch) -> Batch:
         """The batch with random augmentation; what was there before stays under `raw_…`, for buffers."""
@@ -178,6 +198,12 @@ class Learner(pl.LightningModule):
         self._last = batch, Output(output.logits.detach(), output.features.detach())
         self.samples += len(batch["labels"])
         return loss
+
+    def on_train_epoch_start(self) -> None:
+        self.chain.before_epoch(self)
+
+    def on_train_epoch_end(self) -> None:
+        self.chain.after_epoch(self)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         self.chain.edit_gradients(self)
@@ -208,13 +234,19 @@ class Learner(pl.LightningModule):
 
     # -- optimizer -----------------------------------------------------------------------------------------------
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer_factory(self.chain.parameter_groups(self, self.parameter_groups()))
+        optimizer = self.chain.optimizer(self)
+        if optimizer is None:
+            optimizer = self.make_optimizer()
         if self.schedule is None:
             return optimizer
         scheduler = self.schedule(optimizer, self.stage_steps)
         if scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        """A new optimizer over what is trainable now, as the strategies group it."""
+        return self.optimizer_factory(self.chain.parameter_groups(self, self.parameter_groups()))
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Trainable parameters in two groups: weights, and what must not decay (biases, norms, scales)."""
@@ -270,7 +302,7 @@ class Teacher:
         return self.learner.chain.forward(self.learner, batch, self._run)
 
     def _run(self, batch: Batch) -> Output:
-        features = self.backbone(batch)
+        features = batch["features"] if "features" in batch else self.backbone(batch)
         return Output(self.classify(features, batch["task_labels"]), features)
 
     @torch.no_grad()

@@ -69,12 +69,11 @@ def metrics() -> tuple[list[str], list[list[str]]]:
 
 def strategy_facts(page: Path) -> dict[str, Any]:
     """`family`, `needs` and `paper` of the class that a page's target names, read from its source."""
-    node = next(iter(yaml.safe_load(page.read_text()).values()))
-    module, _, name = node["_target_"].rpartition(".")
-    unknown = {"family": "?", "needs": [], "paper": ""}
-    if not module.startswith("clplatform."):
-        return unknown
+    nodes = [n for n in (yaml.safe_load(page.read_text()) or {}).values() if isinstance(n, dict) and "_target_" in n]
+    module, _, name = nodes[0]["_target_"].rpartition(".") if nodes else ("", "", "")
     source = Path(__file__).parent.joinpath(*module.split(".")[1:]).with_suffix(".py")
+    if not (module.startswith("clplatform.") and source.is_file()):  # somebody's own: it would have to be imported
+        return {"family": "?", "needs": [], "paper": ""}
     tree = ast.parse(source.read_text())
     cls = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == name)
     values = {

@@ -1,50 +1,76 @@
-"""One run from its configuration to its report: check, build, learn, record."""
+"""One run from its configuration to its report: check, build, learn, record, show."""
 
 from __future__ import annotations
 
 import sys
 import traceback
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
 from clplatform.config import check
-from clplatform.files import atomic_write, write_json
+from clplatform.files import atomic_write, read_json, write_json
 from clplatform.results import Results
 from clplatform.types import ClplatformError, Stream
 
 
-def execute(config: dict[str, Any], run_dir: Path, *, resume: bool = False) -> Results:
+def show(config: dict[str, Any], run_dir: Path, *, resume: bool = False, notices: Sequence[str] = ()) -> float | None:
+    """Run, then write the report and print the tables."""
+    from rich.console import Console
+
+    from clplatform.report import write_report
+    from clplatform.tracking.tables import print_matrix, print_summary
+
+    results = execute(config, run_dir, resume=resume, notices=notices)
+    report = write_report(run_dir)
+    console = Console()
+    metric = results.primary_metric
+    print_matrix(
+        results.matrix, results.stream["experience_names"], metric["name"], metric["higher_is_better"], console
+    )
+    print_summary(results.metrics, results.cost, report, console)
+    return objective(read_json(run_dir / "results.json"))
+
+
+def objective(results: dict[str, Any]) -> float | None:
+    """Average accuracy on the validation split after the last experience; None without such a split."""
+    row = [value for value in (results.get("validation_matrix") or [[]])[-1] if value is not None]
+    return sum(row) / len(row) if row else None
+
+
+def execute(config: dict[str, Any], run_dir: Path, *, resume: bool = False, notices: Sequence[str] = ()) -> Results:
     """Run, or go on with, one experiment; everything it leaves is in `run_dir`.
 
     Args:
         config: resolved.
         resume: go on where the run stopped.
+        notices: what was changed in the configuration, for the user and the record.
 
     Returns:
         The completed results.
 
     Raises:
-        ClplatformError: the configuration cannot run: refused before any training.
+        ClplatformError: the configuration cannot run: refused before any training, and before anything is written.
         Exception: whatever stopped the training; `results.json` says so before it is raised.
     """
-    notices: list[str] = []
-    check(config, notices)
+    check(config)
     for notice in notices:
         print(f"clplatform: {notice}", file=sys.stderr)
     if not resume and (run_dir / "results.json").exists():
         raise ClplatformError(f"{run_dir} holds a run already; go on with `clplatform resume {run_dir}`")
+    experiment, tracker, terminal = assemble(config, run_dir, resume=resume, notices=notices)
     from clplatform.tracking.environment import environment
 
     run_dir.mkdir(parents=True, exist_ok=True)
     atomic_write(run_dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)).encode())
     if not (resume and (run_dir / "environment.json").exists()):
         write_json(run_dir / "environment.json", environment())
-    experiment, tracker, terminal = assemble(config, run_dir, resume=resume, notices=notices)
     results = experiment.results
     results.save(run_dir)
+    (run_dir / "traceback.txt").unlink(missing_ok=True)  # of a failure from which this run goes on
     try:
         with tracker, terminal:
             experiment.run(resume=resume)
@@ -71,20 +97,22 @@ def raise_stop(error: BaseException, run_dir: Path) -> None:
         raise SystemExit(130 if interrupted else 143) from error
 
 
-def assemble(config: dict[str, Any], run_dir: Path, *, resume: bool, notices: list[str]) -> tuple[Any, Any, Any]:
+def assemble(config: dict[str, Any], run_dir: Path, *, resume: bool, notices: Sequence[str]) -> tuple[Any, Any, Any]:
     """Build the experiment with its tracker and terminal; they are returned to be entered by the caller."""
-    from clplatform import build
+    from clplatform import build, machine
     from clplatform.experiment import Experiment
     from clplatform.threads import set_threads
     from clplatform.tracking.observe import Observers
 
     chain = build.build_strategies(config)
+    build.check_optimizer(config)
+    fitter = build.build_fitter(config)
+    machine.check_trainer(fitter)
     stream = build.build_stream(config, build.build_tokenizer(config))
     build.check_needs(chain, stream.info, config)
     build.check_capacity(chain, stream.info)
-    build.check_optimizer(config)
-    fitter = build.build_fitter(config)
-    build.check_trainer(fitter)
+    chain.check(stream.info)
+    build.check_validation(config, stream)
     learner = build.build_learner(config, stream.info, chain, augment=stream.augment if stream.augments else None)
     threads = set_threads(config["threads"], learner.backbone, config["batch_size"], learner.backbone.n_tokens)
     results = Results.load(run_dir) if resume else new_results(config, stream, learner)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from clplatform.learner import Learner
 
+SCHEMA_VERSION = 1
+
 
 def save_model(folder: Path, learner: Learner, stream: Stream, config: dict[str, Any]) -> None:
     """Write the model folder."""
@@ -34,7 +36,7 @@ def save_model(folder: Path, learner: Learner, stream: Stream, config: dict[str,
     write_json(
         folder / "clplatform.json",
         {
-            "schema_version": 1,
+            "schema_version": SCHEMA_VERSION,
             "config": config,
             "stream": learner.info.to_dict(),
             "experiences": [info.to_dict() for info in learner.seen],
@@ -71,41 +73,48 @@ class Predictor:
         return list(self.info.class_names[: self.learner.n_classes])
 
     def logits(self, inputs: Any, *, task: int | None = None, batch_size: int = 256) -> Tensor:
-        """Logits [N, K] for texts (list of str), image files, or arrays [N, H, W] or [N, C, H, W].
+        """Logits [N, K] of what the model reads: texts (or pairs of texts), image files, or arrays [N, H, W] or
+        [N, C, H, W].
 
         Args:
             task: task label of the samples, for models whose stream offered task ids.
+            batch_size: samples that go through the model at once.
 
         Raises:
             ClplatformError: the input does not fit the model, or a task id is missing or unknown.
         """
         import torch
 
+        from clplatform.data import trim
+
+        tasks = sorted({e.task_label for e in self.learner.seen})
         if self.info.task_ids and task is None:
-            raise ClplatformError(
-                f"the model was trained with task ids: say which task (0 … {len(self.learner.seen) - 1})"
-            )
-        if task is not None and task not in {e.task_label for e in self.learner.seen}:
-            raise ClplatformError(
-                f"task {task}: the model has learned tasks {sorted({e.task_label for e in self.learner.seen})}"
-            )
+            raise ClplatformError(f"the model was trained with task ids: say which task, of {tasks}")
+        if task is not None and task not in tasks:
+            raise ClplatformError(f"task {task}: the model has learned tasks {tasks}")
+        if batch_size < 1:
+            raise ClplatformError(f"batch_size={batch_size}: give 1 or more")
         columns = self._columns(inputs)
         n = len(next(iter(columns.values())))
-        logits = []
+        logits = [torch.zeros(0, self.learner.n_classes)]
         with torch.inference_mode():
-            for rows in torch.arange(n).split(batch_size):
-                batch = {name: column[rows].to(self.learner.device) for name, column in columns.items()}
-                batch["task_labels"] = torch.full((len(rows),), task or 0, device=self.learner.device)
+            for rows in torch.arange(n).split(batch_size) if n else ():
+                batch = trim({name: column[rows] for name, column in columns.items()})
+                batch["task_labels"] = torch.full((len(rows),), task or 0)
+                batch = {name: column.to(self.learner.device) for name, column in batch.items()}
                 logits.append(self.learner(batch).logits.float().cpu())
-        return torch.cat(logits) if logits else torch.zeros(0, self.learner.n_classes)
+        return torch.cat(logits)
 
     def predict(self, inputs: Any, *, task: int | None = None, top: int = 3, batch_size: int = 256) -> list[Prediction]:
-        """One `Prediction` for each sample; `top`: how many probabilities each carries."""
+        """One `Prediction` for each sample; `top`: how many probabilities each carries (those of classes that its task
+        does not have are left out)."""
+        if top < 1:
+            raise ClplatformError(f"top={top}: give 1 or more")
         probabilities = self.logits(inputs, task=task, batch_size=batch_size).softmax(1)
         values, classes = probabilities.topk(min(top, probabilities.shape[1]), dim=1)
         names = self.class_names
         return [
-            Prediction(names[c[0]], c[0], v[0], {names[k]: p for k, p in zip(c, v, strict=True)})
+            Prediction(names[c[0]], c[0], v[0], {names[k]: p for k, p in zip(c, v, strict=True) if p > 0})
             for c, v in zip(classes.tolist(), values.tolist(), strict=True)
         ]
 
@@ -113,14 +122,30 @@ class Predictor:
         if self.info.input.modality == "text":
             from clplatform.stream.tokenizer import encode
 
-            texts = [inputs] if isinstance(inputs, str) else list(inputs)
-            for i, text in enumerate(texts):
-                if not isinstance(text, str) or not text.strip():
-                    raise ClplatformError(f"sample {i}: {text!r} is not a text")
-            return encode(self.tokenizer, texts, self.info.input.max_length)
+            return encode(self.tokenizer, check_texts(inputs), self.info.input.max_length)
+        import torch
+
         from clplatform.stream.images import images_to_tensor
 
+        assert self.info.input.shape is not None
+        if isinstance(inputs, list | tuple) and not inputs:
+            return {"pixel_values": torch.zeros(0, *self.info.input.shape)}
         return {"pixel_values": images_to_tensor(inputs, self.info.input)}
+
+
+def check_texts(inputs: Any) -> list[Any]:
+    """Texts, or pairs of texts, as they are given: one or several.
+
+    Raises:
+        ClplatformError: a sample is something else.
+    """
+    samples = [inputs] if isinstance(inputs, str) else list(inputs)
+    pairs = bool(samples) and not isinstance(samples[0], str)
+    for i, sample in enumerate(samples):
+        texts = sample if isinstance(sample, list | tuple) else [sample]
+        if len(texts) != 1 + pairs or not all(isinstance(text, str) and text.strip() for text in texts):
+            raise ClplatformError(f"sample {i}: {sample!r} is not a {'pair of texts' if pairs else 'text'}")
+    return [tuple(sample) for sample in samples] if pairs else samples
 
 
 def model_folder(path: Path) -> Path:
@@ -146,24 +171,48 @@ def load(path: str | Path, *, device: str = "cpu", trust: tuple[str, ...] | str 
         trust: prefixes of classes outside clplatform that the run's configuration may build.
 
     Raises:
-        ClplatformError: no model there, or its configuration builds what is not trusted.
+        ClplatformError: no model there, its configuration builds what is not trusted, or it is damaged.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_model as load_weights
 
     from clplatform.build import build_learner, build_strategies
     from clplatform.config import check_trust
 
     folder = model_folder(Path(path))
-    saved = read_json(folder / "clplatform.json")
+    saved = read_description(folder / "clplatform.json")
     check_trust(saved["config"], (trust,) if isinstance(trust, str) else trust)
     info = StreamInfo.from_dict(saved["stream"])
     learner = build_learner(saved["config"], info, build_strategies(saved["config"]), assets=folder)
     for values in saved["experiences"]:
         learner.build(ExperienceInfo.from_dict(values))
-    load_weights(learner, str(folder / "model.safetensors"))
+    try:
+        load_weights(learner, str(folder / "model.safetensors"))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise ClplatformError(f"{folder / 'model.safetensors'} is not the model's or is damaged ({reason})") from None
     tokenizer = None
     if info.input.modality == "text":
         from clplatform.stream.tokenizer import load_tokenizer
 
         tokenizer = load_tokenizer(folder)
-    return Predictor(learner.eval().to(device), folder, tokenizer)
+    try:
+        return Predictor(learner.eval().to(device), folder, tokenizer)
+    except (RuntimeError, AssertionError) as error:
+        raise ClplatformError(f"device={device}: {str(error).partition(chr(10))[0]}") from None
+
+
+def read_description(path: Path) -> dict[str, Any]:
+    """`clplatform.json` of a model folder.
+
+    Raises:
+        ClplatformError: it is damaged, or of another version.
+    """
+    try:
+        saved = read_json(path)
+    except ValueError as error:
+        raise ClplatformError(f"{path} is damaged ({error})") from None
+    version = saved.get("schema_version") if isinstance(saved, dict) else None
+    if version != SCHEMA_VERSION:
+        raise ClplatformError(f"{path} is of version {version}; this clplatform reads version {SCHEMA_VERSION}")
+    return saved

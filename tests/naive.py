@@ -22,6 +22,8 @@ class Recorder(Strategy):
     """Writes down the weights before each experience, the batches as they stand at its place in the chain, and the
     weights after each experience."""
 
+    family = "observer"  # none of those that a strategy may exclude
+
     def __init__(self) -> None:
         self.before: list[dict[str, Tensor]] = []
         self.batches: list[list[Batch]] = []

@@ -14,6 +14,10 @@ from clplatform.strategy.base import Strategy
 # What the tiny world needs to be changed on a page.
 TINY: dict[str, dict[str, Any]] = {
     "replay": {"capacity": 20},
+    "a_gem": {"capacity": 20},
+    "gem": {"capacity": 20},
+    "icarl": {"capacity": 20},
+    "bic": {"capacity": 20, "epochs": 5},
     "der": {"capacity": 20},
     "derpp": {"capacity": 20},
     "er_ace": {"capacity": 20},
@@ -23,7 +27,13 @@ TINY: dict[str, dict[str, Any]] = {
     "ema_teacher": {"strength": 1.0, "temperature": 2.0, "decay": 0.5},
     "ewc": {"samples": 16, "strength": 100.0},
     "lora_experts": {"rank": 2},
+    "avalanche": {"plugins": [{"replay": {"mem_size": 20}}]},
     "rwalk": {"interval": 7},
+    "ranpac": {"size": 50},
+    "linear_probe": {"lr": None},
+    "seq_star": {"warm_up": 2, "classifier_lr": None},
+    "packnet": {"prune": 0.5, "retrain_epochs": 2},
+    "ogd": {"samples": 8},
 }
 
 

@@ -1,28 +1,26 @@
-"""Any Hugging Face encoder of images or text, from a configuration (random weights) or from pretrained weights.
-
-Weights are read from safetensors only, and no code that comes with a model is run.
-"""
+"""Any Hugging Face encoder of images or text, from a configuration (random weights) or from pretrained weights."""
 
 from __future__ import annotations
 
 import inspect
-import json
+import math
+import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from annotated_types import Ge, Lt
-from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from torch import Tensor
 
+from clplatform.backbone.architecture import configure, longest_text, make_model, parts, reason, set_dropout
 from clplatform.backbone.fit import fit_patches, require_modality
 from clplatform.backbone.freeze import Freezable, Policy, freeze_parts
 from clplatform.backbone.pixels import Pixels
-from clplatform.backbone.pretrained import from_hub, resolve_pretrained
+from clplatform.backbone.pretrained import preprocessor, resolve_pretrained
 from clplatform.types import Batch, ClplatformError, InputSpec
 
-# Names under which architectures keep their dropout probabilities.
-DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout")
+# Names of the parameter that becomes the class token.
+CLASS_TOKEN = re.compile(r"(cls|class)_(token|embed)")
 
 
 class HuggingFaceEncoder(Freezable):
@@ -36,72 +34,38 @@ class HuggingFaceEncoder(Freezable):
         dropout: sets every dropout probability; None: as configured.
         attention: implementation of attention (`sdpa`, `eager`, …).
         load_weights: False builds the architecture only.
-        assets: folder with the `config.json` of a saved model.
+        assets: folder with the `config.json` of a saved model; then nothing else is looked for.
     """
+
+    reads: ClassVar[str]
+    needs_pooler = False
 
     def __init__(
         self, *, name: str, config: dict[str, Any] | None, pretrained: str | None, package: str | None,
         dropout: float | None, attention: str, load_weights: bool, assets: Path | None,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.source = "random" if pretrained is None else resolve_pretrained(pretrained, package)
-        self.config = self._configure(name, config or {}, assets)
-        for key in DROPOUTS:
-            if dropout is not None and hasattr(self.config, key):
-                setattr(self.config, key, dropout)
-        self.model = self._make(load_weights and self.source != "random", attention)
+        if pretrained is None:
+            self.source = "random"
+        else:
+            self.source = resolve_pretrained(pretrained, package) if assets is None else pretrained
+        self.config = configure(name, config or {}, self.source, reads=self.reads, assets=assets)
+        if dropout is not None:
+            set_dropout(self.config, dropout)
+        self.model = make_model(
+            name, self.config, self.source, load=load_weights and self.source != "random", reads=self.reads,
+            attention=attention, pooler=self.needs_pooler,
+        )  # fmt: skip
         self.feature_size = int(self.config.hidden_size)
-
-    def _configure(self, name: str, config: dict[str, Any], assets: Path | None) -> PretrainedConfig:
-        if assets is not None:
-            return AutoConfig.from_pretrained(assets, trust_remote_code=False)
-        if self.source != "random":
-            return from_hub(
-                "the model",
-                self.source,
-                lambda: AutoConfig.from_pretrained(self.source, trust_remote_code=False, **config),
-            )
-        if "model_type" not in config:
-            raise ClplatformError(f"backbone={name}: give backbone.pretrained, or backbone.config with a model_type")
-        try:
-            return AutoConfig.for_model(**config)
-        except (ValueError, TypeError) as error:
-            raise ClplatformError(f"backbone={name}: backbone.config is not a configuration ({error})") from None
-
-    def _make(self, load: bool, attention: str) -> PreTrainedModel:
-        options: dict[str, Any] = {"attn_implementation": attention}
-        architecture: Any = AutoModel._model_mapping[type(self.config)]  # type: ignore[attr-defined]
-        if not isinstance(architecture, type):
-            architecture = architecture[0]
-        if "add_pooling_layer" in inspect.signature(architecture.__init__).parameters:
-            options["add_pooling_layer"] = self.needs_pooler
-        if not load:
-            return architecture._from_config(self.config, dtype=torch.float32, **options)
-        return from_hub(
-            "the model",
-            self.source,
-            lambda: architecture.from_pretrained(
-                self.source, config=self.config, dtype=torch.float32, use_safetensors=True, **options
-            ),
-        )
-
-    needs_pooler = False
 
     def blocks(self) -> list[Any]:
         """The embeddings, then the encoder's layers."""
-        lists = [m for m in self.model.modules() if isinstance(m, nn.ModuleList)]
-        layers = max(lists, key=len, default=[])  # type: ignore[arg-type]
-        embeddings = [m for n, m in self.model.named_children() if "embed" in n]
-        return [*embeddings[:1], *layers]
+        return parts(self.model)
 
     @property
     def n_tokens(self) -> int:
         """Positions that a sample has inside the model (of text: a guess)."""
-        patch = getattr(self.config, "patch_size", None)
-        if not patch:
-            return 16
-        sides = [(size, size) if isinstance(size, int) else size for size in (self.config.image_size, patch)]
-        return (sides[0][0] // sides[1][0]) * (sides[0][1] // sides[1][1])
+        return 16
 
     def save_assets(self, folder: Path) -> None:
         """The model's `config.json`."""
@@ -116,7 +80,12 @@ class HuggingFaceImage(HuggingFaceEncoder):
         pooling: feature: the `cls` token, or the `mean` of the patches.
         image_size: the model's height and width; None: the stream's (random weights) or the model's own (pretrained).
         freeze: see `clplatform.backbone.freeze`.
+
+    Raises:
+        ClplatformError: the model is not one for these images.
     """
+
+    reads = "pixel_values"
 
     def __init__(
         self,
@@ -135,53 +104,89 @@ class HuggingFaceImage(HuggingFaceEncoder):
         assets: Path | None = None,
     ) -> None:
         require_modality(name, input, "image")
-        assert input.shape is not None and input.mean is not None and input.std is not None
+        assert input.shape is not None
         if pretrained is None:
-            config = fit_images({"image_size": image_size, **(config or {})}, input.shape)
+            config = fit_images(config or {}, input.shape, image_size)
         super().__init__(
             name=name, config=config, pretrained=pretrained, package=package, dropout=dropout, attention=attention,
             load_weights=load_weights, assets=assets,
         )  # fmt: skip
         self.pooling = pooling
+        own = pair(self.config.image_size)
+        size = own if image_size is None or pretrained is None else pair(image_size)
         mean, std = self._normalisation(input)
-        size = self.config.image_size
-        self.pixels = Pixels(
-            mean=mean,
-            std=std,
-            channels=self.config.num_channels,
-            size=(size, size) if isinstance(size, int) else tuple(size),
-        )
+        self.pixels = Pixels(mean=mean, std=std, channels=self.config.num_channels, size=size)
+        # Position embeddings are interpolated where the images have another size than those of the pretraining.
+        interpolates = "interpolate_pos_encoding" in inspect.signature(self.model.forward).parameters
+        self.options = {"interpolate_pos_encoding": True} if interpolates and size != own else {}
+        self._check(name, input.shape[0], resized=size != own)
         freeze_parts(self, freeze)
 
     def _normalisation(self, input: InputSpec) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """The pretrained model's (kept in its configuration from then on), else the stream's."""
-        if self.source != "random" and not hasattr(self.config, "image_mean"):
-            path = Path(self.source) / "preprocessor_config.json"
-            values = json.loads(path.read_text()) if path.is_file() else {}
-            self.config.image_mean = values.get("image_mean", [0.5] * 3)
-            self.config.image_std = values.get("image_std", [0.5] * 3)
         assert input.mean is not None and input.std is not None
-        return tuple(getattr(self.config, "image_mean", input.mean)), tuple(
-            getattr(self.config, "image_std", input.std)
-        )
+        if self.source == "random":
+            return input.mean, input.std
+        if not hasattr(self.config, "image_mean"):
+            # Of three colours where the model's folder tells nothing; a model of grey images has one channel.
+            mean, std = (values[: self.config.num_channels] for values in preprocessor(self.source))
+            self.config.image_mean, self.config.image_std = mean, std
+        return tuple(self.config.image_mean), tuple(self.config.image_std)
+
+    def _check(self, name: str, channels: int, *, resized: bool) -> None:
+        if channels not in (1, self.config.num_channels):
+            raise ClplatformError(
+                f"backbone={name} reads images of {self.config.num_channels} channels, the stream's have {channels}"
+            )
+        if self.n_tokens < 1:
+            raise ClplatformError(
+                f"backbone={name}: a patch of {self.config.patch_size} pixels is larger than the image "
+                f"({self.pixels.size}); give backbone.image_size or backbone.config.patch_size"
+            )
+        if self.pooling == "cls" and not any(CLASS_TOKEN.search(n) for n, _ in self.model.named_parameters()):
+            raise ClplatformError(
+                f"backbone={name}: {type(self.model).__name__} has no class token; choose backbone.pooling=mean"
+            )
+        if resized:
+            assert self.pixels.size is not None
+            try:
+                with torch.no_grad():
+                    self({"pixel_values": torch.zeros(1, channels, *self.pixels.size)})
+            except (ValueError, RuntimeError) as error:
+                raise ClplatformError(
+                    f"backbone.image_size={self.pixels.size}: the model cannot be given other sizes than "
+                    f"{self.config.image_size} ({reason(error)})"
+                ) from None
+
+    @property
+    def n_tokens(self) -> int:
+        """Patches of an image."""
+        assert self.pixels.size is not None
+        sides = zip(self.pixels.size, pair(self.config.patch_size), strict=True)
+        return math.prod(side // patch for side, patch in sides)
 
     def forward(self, batch: Batch) -> Tensor:
         """`pixel_values` [B, C, H, W] → features [B, D]."""
-        hidden = self.model(pixel_values=self.pixels(batch["pixel_values"])).last_hidden_state
-        return hidden[:, 0] if self.pooling == "cls" else hidden[:, 1:].mean(1)
+        hidden = self.model(pixel_values=self.pixels(batch["pixel_values"]), **self.options).last_hidden_state
+        # The patches are last: after the class token, and DeiT's distillation token or registers.
+        return hidden[:, 0] if self.pooling == "cls" else hidden[:, -self.n_tokens :].mean(1)
 
 
-def fit_images(config: dict[str, Any], shape: tuple[int, int, int]) -> dict[str, Any]:
-    """Image size, channels and patch size for a stream's images, where the configuration leaves them open."""
-    channels, height, width = shape
-    config = {**config, "num_channels": channels}
-    if config.get("image_size") and config.get("patch_size"):
-        return config
-    patch, size = fit_patches(config.get("image_size") or max(height, width))
+def pair(size: Any) -> tuple[int, int]:
+    """Height and width, as configurations write them: one number or two."""
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def fit_images(config: dict[str, Any], shape: tuple[int, int, int], image_size: int | None) -> dict[str, Any]:
+    """Image size, channels and patch size for a stream's images, where neither `image_size` nor the configuration
+    says them."""
+    size = image_size or config.get("image_size")
+    fitting_patch, fitting_size = fit_patches(max(pair(size)) if size else max(shape[1:]))
     return {
         **config,
-        "image_size": config.get("image_size") or size,
-        "patch_size": config.get("patch_size") or patch,
+        "num_channels": shape[0],
+        "image_size": size or fitting_size,
+        "patch_size": config.get("patch_size") or fitting_patch,
     }
 
 
@@ -192,7 +197,12 @@ class HuggingFaceText(HuggingFaceEncoder):
         input: what a sample looks like, given by the platform.
         pooling: feature: the first token (`cls`), the `mean` of the tokens that are not padding, or the model's `pooler`.
         freeze: see `clplatform.backbone.freeze`.
+
+    Raises:
+        ClplatformError: the model is not one for these texts.
     """
+
+    reads = "input_ids"
 
     def __init__(
         self,
@@ -228,7 +238,7 @@ class HuggingFaceText(HuggingFaceEncoder):
                 f"backbone={name} knows {self.config.vocab_size} tokens, the stream's tokenizer has {input.vocab_size}: "
                 "use the tokenizer that belongs to the backbone"
             )
-        longest = getattr(self.config, "max_position_embeddings", None)
+        longest = longest_text(self.model)
         if longest is not None and input.max_length > longest:
             raise ClplatformError(
                 f"stream.max_length={input.max_length}: backbone={name} reads at most {longest} tokens"

@@ -31,11 +31,12 @@ class Pixels(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        x = pixel_values.to(self.mean.dtype)
+        dtype = self.mean.dtype
+        x = pixel_values.to(torch.promote_types(dtype, torch.float32))  # half precision would round, or not resample
         if pixel_values.dtype == torch.uint8:
             x = x / 255
         if self.size is not None and x.shape[2:] != self.size:
             x = F.interpolate(x, size=self.size, mode="bilinear", align_corners=False, antialias=True)
         if x.shape[1] == 1 and self.channels > 1:
             x = x.expand(-1, self.channels, -1, -1)
-        return (x - self.mean) / self.std
+        return ((x - self.mean) / self.std).to(dtype)

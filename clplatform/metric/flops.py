@@ -40,6 +40,8 @@ class FlopMeter:
 
     def _count(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         x = sample_tensor(args[0])
+        if not isinstance(x, Tensor):  # a symbolic trace
+            return
         whole, gradients = x, output.requires_grad
         while functorch.is_functorch_wrapped_tensor(whole):  # per-sample gradients: x is one of many samples
             whole, gradients = functorch.get_unwrapped(whole), True

@@ -63,7 +63,7 @@ def add_adapter(
     for p in backbone.parameters():  # PEFT freezes all but the new adapter
         p.requires_grad_(trainable.get(id(p), True))
     device = next(backbone.parameters()).device
-    backbone.to(device)
+    backbone.to(device).train(backbone.training)  # PEFT's dropout starts in training mode
     activate(backbone, None)
 
 

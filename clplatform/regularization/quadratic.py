@@ -56,7 +56,7 @@ class Quadratic:
     def penalty(self, module: nn.Module) -> Tensor:
         """The penalty at the module's parameters: a scalar whose gradient is A(θ−μ)."""
         parameters, weight, anchor = self._at(module)
-        return _Penalty.apply(weight, anchor, *parameters) + self.constant
+        return _penalty(module, weight, anchor, parameters) + self.constant
 
     @torch.no_grad()
     def add_gradient(self, module: nn.Module, factor: float) -> None:
@@ -103,7 +103,13 @@ def squared_distance(module: nn.Module, anchor: Named) -> Tensor:
         if name in anchor and p.requires_grad:
             anchor[name] = anchor[name].to(p.device)
             parameters.append((p if p.shape == anchor[name].shape else p[overlap(p, anchor[name])], anchor[name]))
-    return _Penalty.apply(None, [a for _, a in parameters], *[p for p, _ in parameters])
+    return _penalty(module, None, [a for _, a in parameters], [p for p, _ in parameters])
+
+
+def _penalty(module: nn.Module, weight: list[Tensor] | None, anchor: list[Tensor], parameters: list[Tensor]) -> Tensor:
+    if not parameters:  # a training stage of something else
+        return next(module.parameters()).new_zeros(())
+    return _Penalty.apply(weight, anchor, *parameters)
 
 
 class _Penalty(torch.autograd.Function):

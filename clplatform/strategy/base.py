@@ -3,9 +3,11 @@
 A strategy is a small stateful object with neutral defaults: it opens only the doors it needs. The order
 in which the doors are called, for each experience:
 
-    build → before_experience → train_data → stages → for each stage: before_stage →
-        for each batch: extend_batch → forward → task_loss, loss → (backward) → edit_gradients →
-                        (optimizer step) → after_step → after_batch
+    build → before_experience → train_data → stages → for each stage: before_stage → loader → optimizer →
+        for each epoch: before_epoch →
+            for each batch: extend_batch → forward → task_loss, loss → (backward) → edit_gradients →
+                            (optimizer step) → after_step → after_batch
+        → after_epoch
     → after_stage → after_experience
 """
 
@@ -14,11 +16,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from clplatform.types import Batch, Data, Experience, ExperienceInfo, Output, Stage
+from clplatform.types import Batch, Data, Experience, ExperienceInfo, Output, Stage, StreamInfo
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.optim import Optimizer
 
+    from clplatform.data import Loader
     from clplatform.learner import Learner
 
 Run = Callable[[Batch], Output]
@@ -35,6 +39,7 @@ FAMILIES = frozenset(
         "prompt",
         "projection",
         "prototype",
+        "plugin",
     }
 )
 
@@ -57,6 +62,9 @@ class Strategy:
     first_experience_is_finetuning: ClassVar[bool] = True
     why_not: ClassVar[str] = ""
 
+    def check(self, info: StreamInfo) -> None:
+        """Refuse (ClplatformError) what cannot run on this stream, before anything is trained or written."""
+
     # -- structure: from metadata only, idempotent; replayed by resume, load and predict -----------------
     def build(self, learner: Learner, info: ExperienceInfo) -> None:
         """Give the model the parts that this experience needs (adapters, columns, prompts)."""
@@ -78,9 +86,22 @@ class Strategy:
 
     def after_stage(self, learner: Learner, experience: Experience, stage: Stage) -> None: ...
 
+    def loader(self, learner: Learner, loader: Loader) -> Loader:
+        """The batches of a stage: sized, iterated once for each epoch, keeping its position in `state_dict`."""
+        return loader
+
     def parameter_groups(self, learner: Learner, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """The optimizer's parameter groups."""
         return groups
+
+    def optimizer(self, learner: Learner) -> Optimizer | None:
+        """The stage's optimizer, in place of a new one; None leaves it to the others."""
+        return None
+
+    def before_epoch(self, learner: Learner) -> None:
+        """Not called again when an epoch is resumed in its middle."""
+
+    def after_epoch(self, learner: Learner) -> None: ...
 
     # -- the step -------------------------------------------------------------------------------------------
     def extend_batch(self, learner: Learner, batch: Batch) -> Batch:
@@ -123,6 +144,10 @@ class Strategy:
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
+    def unsaved(self) -> list[str]:
+        """What `state_dict` cannot hold at the moment; while there is any, nothing is saved inside a stage."""
+        return []
+
 
 class Chain(Strategy):
     """Strategies side by side: losses add; data, batches, forwards and gradients pipe in the order given.
@@ -138,10 +163,14 @@ class Chain(Strategy):
         self.strategies = strategies
         self.names = {s: name for name, s in strategies.items()}
         self.needs = frozenset().union(*(s.needs for s in strategies.values()))
-        for method in ("task_loss", "stages"):
+        for method in ("task_loss", "stages", "optimizer"):
             names = [n for n, s in strategies.items() if getattr(type(s), method) is not getattr(Strategy, method)]
             if len(names) > 1:
-                what = {"task_loss": "replace the task loss", "stages": "lay out the training stages"}[method]
+                what = {
+                    "task_loss": "replace the task loss",
+                    "stages": "lay out the training stages",
+                    "optimizer": "bring an optimizer",
+                }[method]
                 raise ValueError(f"{' and '.join(names)} cannot be combined: both {what}, and only one may")
         for name, s in strategies.items():
             for other, o in strategies.items():
@@ -158,6 +187,10 @@ class Chain(Strategy):
             default = getattr(Strategy, door)
             self._open[door] = [s for s in self if getattr(type(s), door) is not default]
         return self._open[door]
+
+    def check(self, info: StreamInfo) -> None:
+        for s in self:
+            s.check(info)
 
     def build(self, learner: Learner, info: ExperienceInfo) -> None:
         for s in self:
@@ -188,6 +221,24 @@ class Chain(Strategy):
         for s in self:
             groups = s.parameter_groups(learner, groups)
         return groups
+
+    def loader(self, learner: Learner, loader: Loader) -> Loader:
+        for s in self:
+            loader = s.loader(learner, loader)
+        return loader
+
+    def optimizer(self, learner: Learner) -> Optimizer | None:
+        for s in self.open("optimizer"):
+            return s.optimizer(learner)
+        return None
+
+    def before_epoch(self, learner: Learner) -> None:
+        for s in self:
+            s.before_epoch(learner)
+
+    def after_epoch(self, learner: Learner) -> None:
+        for s in self:
+            s.after_epoch(learner)
 
     def extend_batch(self, learner: Learner, batch: Batch) -> Batch:
         for s in self.open("extend_batch"):
@@ -242,6 +293,9 @@ class Chain(Strategy):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name, s in self.strategies.items():
             s.load_state_dict(state[name])
+
+    def unsaved(self) -> list[str]:
+        return [f"{name}: {what}" for name, s in self.strategies.items() for what in s.unsaved()]
 
 
 def _around(strategy: Strategy, learner: Learner, run: Run) -> Run:

@@ -5,9 +5,11 @@
 A reservoir keeps samples with the logits z they had when they were stored; two batches are drawn from it in each
 step. As in the paper the memory is filled and used from the first steps on, within an experience too, and a sample
 competes each time it is trained on. ‖·‖² is the mean over the batch and over the logits, as in the authors' code.
-Where a head grows, z has the classes that existed then, and only these are compared.
+The paper's head has all classes from the start, and z those to come too. Where it grows, z is 0 for a class that came
+later, about what an untrained row gives: without it nothing holds new classes down on old samples, and DER forgets
+like fine-tuning. Classes of other tasks are not compared.
 
-With β = 0 this is DER. Costs `capacity` samples with their logits, and two more batches in each step.
+With β = 0 this is DER (Eq. 5). Costs `capacity` samples with their logits, and two more batches in each step.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from annotated_types import Ge
 from torch import Tensor
 from torch.nn import functional as F
 
-from clplatform.memory.buffer import Buffer, append, raw_rows
+from clplatform.memory.buffer import Buffer, append, pick, raw_rows
 from clplatform.strategy.base import Strategy
 from clplatform.types import MASKED, Batch, Output
 
@@ -73,18 +75,18 @@ class DERpp(Strategy):
     def task_loss(self, learner: Learner, batch: Batch, output: Output) -> Tensor:
         """Cross-entropy of the rows that are not our own."""
         others = batch["source"].abs() != learner.source_of(self)
-        return learner.task_loss(*_rows(batch, output, others))
+        return learner.task_loss(*pick(batch, output, others))
 
     def loss(self, learner: Learner, batch: Batch, output: Output) -> dict[str, Tensor]:
         terms, source = {}, learner.source_of(self)
         if self.target is not None:
-            now = output.logits[batch["source"] == source][:, : self.target.shape[1]]
-            # Classes that did not exist when a sample was stored, or are another task's, are not compared.
-            known = (self.target > MASKED / 2) & (now > MASKED / 2)
-            terms["logits"] = self.alpha * ((now - self.target) ** 2 * known).sum() / known.sum().clamp_min(1)
+            now = output.logits[batch["source"] == source]
+            known = now > MASKED / 2
+            gap = (now - _widen(self.target, now.shape[1])) ** 2 * known
+            terms["logits"] = self.alpha * gap.sum() / known.sum()
         replayed = batch["source"] == -source
         if self.beta > 0 and len(self.buffer):
-            terms["labels"] = self.beta * learner.task_loss(*_rows(batch, output, replayed))
+            terms["labels"] = self.beta * learner.task_loss(*pick(batch, output, replayed))
         return terms
 
     def after_batch(self, learner: Learner, batch: Batch, output: Output) -> None:
@@ -106,11 +108,6 @@ class DERpp(Strategy):
         self.buffer.load_state_dict(state)
 
 
-def _rows(batch: Batch, output: Output, chosen: Tensor) -> tuple[Batch, Output]:
-    part = {name: value[chosen] for name, value in batch.items() if len(value) == len(chosen)}
-    return part, Output(output.logits[chosen], output.features[chosen])
-
-
 def _widen(logits: Tensor, width: int) -> Tensor:
-    """Logits [N, K] with columns of `MASKED` up to `width`."""
-    return F.pad(logits, (0, width - logits.shape[1]), value=MASKED) if logits.shape[1] < width else logits
+    """Logits [N, K] with zeros for the classes up to `width`."""
+    return F.pad(logits, (0, width - logits.shape[1])) if logits.shape[1] < width else logits

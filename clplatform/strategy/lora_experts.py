@@ -67,7 +67,7 @@ class LoRAExperts(Strategy):
     family = "expansion"
     needs = frozenset({"boundaries"})
     # An earlier expert is out of reach: rows of its classes, penalties and distillation would fail or do nothing.
-    excludes = frozenset({"replay", "regularization", "distillation"})
+    excludes = frozenset({"replay", "regularization", "distillation", "prototype"})
     first_experience_is_finetuning = False
     why_not = "every experience trains an adapter and a classifier of its own"
 

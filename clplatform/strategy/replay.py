@@ -6,9 +6,11 @@ the loss is the mean over both:
     L = 1/(|B|+|M|) Σ_{(x,y) ∈ B ∪ M} ℓ(f(x), y)
 
 After an experience each of its samples competes once for a place (so epochs do not count a sample twice):
-`reservoir` keeps a uniform sample of all that was seen, `class_balanced` an equal share of each class. With
+`reservoir` keeps a uniform sample of all that was seen, `class_balanced` an equal share of each class, and `herding` an
+equal share of each class whose mean feature is close to that of the whole class (Rebuffi et al. 2017, Alg. 4–5), with
+the features that the model has after the experience; as classes arrive, what was chosen first stays. With
 `update: batch` samples compete as they are trained on for the first time, and are drawn from then on, as in online
-learning.
+learning; herding needs the whole experience, and refuses it.
 
 Costs `capacity` stored samples, and |M| more samples in every step from the second experience on.
 """
@@ -17,10 +19,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import torch
 from annotated_types import Ge
 
 from clplatform.memory.buffer import Buffer, Policy, append, raw_rows
+from clplatform.memory.herding import add_herded
 from clplatform.strategy.base import Strategy
 from clplatform.types import Batch, Experience, Output
 
@@ -47,11 +49,15 @@ class Replay(Strategy):
         *,
         capacity: Annotated[int, Ge(1)],
         batch_size: Annotated[int, Ge(1)] | None,
-        policy: Policy,
+        policy: Literal["reservoir", "class_balanced", "herding"],
         update: Literal["experience", "batch"],
         device: str,
     ) -> None:
-        self.buffer = Buffer(capacity=capacity, policy=policy, device=device)
+        self.herding = policy == "herding"
+        if self.herding and update == "batch":
+            raise ValueError("policy=herding chooses among all samples of an experience: give update=experience")
+        kept: Policy = "class_balanced" if policy == "herding" else policy
+        self.buffer = Buffer(capacity=capacity, policy=kept, device=device)
         self.batch_size, self.update = batch_size, update
         self.ready = False  # is there the memory of an earlier experience?
 
@@ -66,9 +72,10 @@ class Replay(Strategy):
             self.buffer.add(raw_rows(batch), learner.generator)
 
     def after_experience(self, learner: Learner, experience: Experience) -> None:
-        if self.update == "experience":
-            for rows in torch.arange(len(experience.train)).split(1024):
-                self.buffer.add(raw_rows(experience.train.fetch(rows)), learner.generator)
+        if self.herding:
+            add_herded(self.buffer, experience.train, learner.features(experience.train), learner.generator)
+        elif self.update == "experience":
+            self.buffer.add_all(experience.train, learner.generator)
         self.ready = True
 
     def cost(self) -> dict[str, int | float]:

@@ -39,7 +39,7 @@ def to_benchmark(stream: Stream) -> Any:
     splits = {s: [getattr(e, s) for e in stream] for s in ("train", "validation", "test")}
     text = stream.info.input.modality == "text"
     streams = {
-        split: [_dataset(d, e.task_label, text) for d, e in zip(data, stream, strict=True)]
+        split: [as_dataset(d, e.task_label, text) for d, e in zip(data, stream, strict=True)]
         for split, data in splits.items()
         if all(d is not None for d in data)
     }
@@ -64,7 +64,8 @@ class Samples(Dataset):
         return (x.float() / 255 if x.dtype == torch.uint8 else x), y
 
 
-def _dataset(data: Data, task: int, text: bool) -> TaskAwareSupervisedClassificationDataset:
+def as_dataset(data: Data, task: int, text: bool) -> TaskAwareSupervisedClassificationDataset:
+    """One experience's data as Avalanche's dataset of (x, y, t)."""
     return TaskAwareSupervisedClassificationDataset(
         [Samples(data, text)],
         data_attributes=[

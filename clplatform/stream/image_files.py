@@ -60,12 +60,16 @@ def _idx(name: str, data_dir: str | None, class_names: Sequence[str]) -> Loaded:
     for prefix in ("train", "t10k"):
         images = read_idx(_find(folder, f"{prefix}-images-idx3-ubyte", f"{prefix}-images.idx3-ubyte"))
         labels = read_idx(_find(folder, f"{prefix}-labels-idx1-ubyte", f"{prefix}-labels.idx1-ubyte"))
-        if images.ndim != 3 or labels.shape != images.shape[:1]:
+        if images.ndim != 3 or labels.shape != images.shape[:1] or not images.size:
             raise ClplatformError(
                 f"{folder}: {prefix} has images {list(images.shape)} and labels {list(labels.shape)}; "
                 "[N, height, width] and [N] are needed"
             )
-        if labels.max(initial=0) >= len(class_names):
+        if parts and images.shape[1:] != parts[0][0].shape[2:]:
+            raise ClplatformError(
+                f"{folder}: {prefix} has images of {list(images.shape[1:])} pixels, train of {list(parts[0][0].shape[2:])}"
+            )
+        if labels.max() >= len(class_names):
             raise ClplatformError(
                 f"{folder}: {prefix} has the label {labels.max()}; {name} has {len(class_names)} classes"
             )
@@ -110,7 +114,7 @@ def data_folder(name: str, data_dir: str | None) -> Path | None:
     """The folder of a data set: `data_dir`, or `$CLPLATFORM_DATA/<name>` if it is there, or None.
 
     Raises:
-        ClplatformError: `data_dir` is given and is not there.
+        ClplatformError: `data_dir` or `$CLPLATFORM_DATA` is given and is not there.
     """
     if data_dir is not None:
         folder = Path(data_dir).expanduser()
@@ -118,8 +122,12 @@ def data_folder(name: str, data_dir: str | None) -> Path | None:
             raise ClplatformError(f"stream.data_dir={data_dir}: there is no such folder")
         return folder / name if (folder / name).is_dir() else folder
     root = os.environ.get("CLPLATFORM_DATA")
-    folder = Path(root).expanduser() / name if root else None
-    return folder if folder is not None and folder.is_dir() else None
+    if not root:
+        return None
+    if not Path(root).expanduser().is_dir():
+        raise ClplatformError(f"CLPLATFORM_DATA={root}: there is no such folder")
+    folder = Path(root).expanduser() / name
+    return folder if folder.is_dir() else None
 
 
 def cache_folder() -> Path:
@@ -177,8 +185,10 @@ def _cifar(name: str, data_dir: str | None) -> Loaded:
     root = folder.parent if folder.name == kind.base_folder else folder
     try:
         train, test = (kind(str(root), train=flag) for flag in (True, False))
-    except RuntimeError:
-        raise ClplatformError(f"{folder}: put the folder {kind.base_folder} of the published archive there") from None
+    except RuntimeError:  # torchvision does not say which: a file is missing, or its checksum is another
+        raise ClplatformError(
+            f"{folder}: the folder {kind.base_folder} of the published archive is not there, or damaged; put it there"
+        ) from None
     return _tensors(train), _tensors(test), train.classes
 
 
@@ -194,32 +204,52 @@ def cifar100(data_dir: str | None = None) -> Loaded:
 
 def tiny_imagenet(data_dir: str | None = None) -> Loaded:
     """Tiny ImageNet from its published folder (`train/<class>/images`, `val/images`, `val/val_annotations.txt`)."""
-    from torchvision.io import ImageReadMode, decode_image
-
     folder = data_folder("tiny_imagenet", data_dir)
     if folder is not None and (folder / "tiny-imagenet-200").is_dir():
         folder /= "tiny-imagenet-200"
     if folder is None or not (folder / "wnids.txt").is_file():
         raise missing("tiny_imagenet", "the unpacked tiny-imagenet-200 (with wnids.txt in it)")
-    annotations = folder / "val" / "val_annotations.txt"
-    if not annotations.is_file():
-        raise ClplatformError(f"there is no file {annotations}: unpack tiny-imagenet-200 again")
     names = (folder / "wnids.txt").read_text().split()
-    number = {name: i for i, name in enumerate(names)}
-    train = [(p, number[n]) for n in names for p in sorted((folder / "train" / n / "images").glob("*.JPEG"))]
+    train = [(p, i) for i, n in enumerate(names) for p in sorted((folder / "train" / n / "images").glob("*.JPEG"))]
     lacking = sorted(set(names) - {p.parent.parent.name for p, _ in train})
     if lacking:
         raise ClplatformError(
             f"{folder / 'train'} has no images of {', '.join(lacking[:3])}: unpack tiny-imagenet-200 again"
         )
-    rows = [line.split("\t") for line in annotations.read_text().splitlines()]
-    test = [(folder / "val" / "images" / row[0], number[row[1]]) for row in rows]
+    return _decode(train), _decode(_annotations(folder / "val", names)), names
 
-    def read(items: list[tuple[Path, int]]) -> Labelled:
-        images = torch.stack([decode_image(str(path), ImageReadMode.RGB) for path, _ in items])
-        return images, torch.tensor([label for _, label in items])
 
-    return read(train), read(test), names
+def _annotations(folder: Path, names: Sequence[str]) -> list[tuple[Path, int]]:
+    """Files and classes of Tiny ImageNet's validation images, whose labels are public (those of its test are not)."""
+    path = folder / "val_annotations.txt"
+    if not path.is_file():
+        raise ClplatformError(f"there is no file {path}: unpack tiny-imagenet-200 again")
+    number = {name: i for i, name in enumerate(names)}
+    items = []
+    for line, row in enumerate(path.read_text().splitlines(), start=1):
+        file, _, rest = row.partition("\t")
+        label = rest.partition("\t")[0]
+        if label not in number:
+            raise ClplatformError(f"{path}:{line}: the class {label!r} is not in wnids.txt")
+        items.append((folder / "images" / file, number[label]))
+    return items
+
+
+def _decode(items: Sequence[tuple[Path, int]]) -> Labelled:
+    """RGB images of 64×64 pixels."""
+    from PIL import Image
+
+    images = torch.empty(len(items), 3, 64, 64, dtype=torch.uint8)
+    for i, (path, _) in enumerate(items):
+        try:
+            with Image.open(path) as file:
+                image = torch.from_numpy(np.array(file.convert("RGB"))).permute(2, 0, 1)
+        except OSError as error:  # Pillow's UnidentifiedImageError among them
+            raise ClplatformError(f"{path} cannot be read ({error}): unpack tiny-imagenet-200 again") from None
+        if image.shape != images.shape[1:]:
+            raise ClplatformError(f"{path} has {list(image.shape[1:])} pixels; [64, 64] are needed")
+        images[i] = image
+    return images, torch.tensor([label for _, label in items])
 
 
 LOADERS: dict[str, Callable[[str | None], Loaded]] = {

@@ -2,53 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-import torch
 from annotated_types import Ge, Lt
 
-from clplatform.data import TensorData
-from clplatform.stream.base import (
-    InMemoryStream,
-    Plan,
-    make_experiences,
-    number_classes,
-    plan_classes,
-    resolve_order,
-    task_label,
-)
-from clplatform.stream.base import split_validation as stratified
-from clplatform.stream.text_files import Texts, banking77_files, clinc150_files, hub_texts, read_files
-from clplatform.stream.tokenizer import encode, train_wordpiece
-from clplatform.types import ClplatformError, InputSpec, Scenario, StreamInfo
+from clplatform.stream.base import InMemoryStream, number_classes, plan_classes, resolve_order
+from clplatform.stream.labelled_texts import Source, make_source, text_stream
+from clplatform.stream.text_files import Texts, banking77_files, clinc150_files, read_files
+from clplatform.stream.text_hub import hub_texts
+from clplatform.types import ClplatformError, Scenario
 
 MaxLength = Annotated[int, Ge(4)]
 VocabSize = Annotated[int, Ge(100)]
 Seed = Annotated[int, Ge(0)] | None
 Fraction = Annotated[float, Ge(0), Lt(1)]
-
-
-@dataclass
-class Source:
-    """Labelled texts of the three splits; `validation` None: taken off the training texts.
-
-    Raises:
-        ClplatformError: a label of another split is never trained on.
-    """
-
-    train: Texts
-    validation: Texts | None
-    test: Texts
-    class_names: list[str]
-
-    def __post_init__(self) -> None:
-        known = set(self.class_names)
-        for texts in (self.validation, self.test):
-            for i, label in enumerate(texts.labels if texts is not None else []):
-                if texts is not None and label not in known:
-                    raise ClplatformError(f"{texts.where(i)}: the label {label!r} is not among the training labels")
 
 
 def clinc150(
@@ -59,15 +27,17 @@ def clinc150(
     """CLINC150 (Larson et al. 2019): 150 intents of 10 domains, without the out-of-scope queries.
 
     Args:
-        by: `intent`: intents in the file's order (or shuffled by `seed`), 15 experiences of 10 by default; `domain`:
-            an experience for each domain (needs `domains.json`), whose order `seed` shuffles.
+        by: `intent`: intents in the order of the training texts (or shuffled by `seed`), 15 experiences of 10 by
+            default; `domain`: an experience for each domain (needs `domains.json`), whose order `seed` shuffles.
         tokenizer: of the pretrained backbone, given by the platform; None: one is trained on the first experience.
 
     Raises:
         ClplatformError: the files are missing or malformed, or the numbers do not fit.
     """
-    train, validation, test, names, domains = clinc150_files(data_dir)
-    source = Source(train, validation, test, names)
+    splits, names, domains, out_of_scope = clinc150_files(data_dir)
+    source = Source(splits["train"], splits["val"], splits["test"], names)
+    if out_of_scope:
+        source.notes.append(f"{out_of_scope} out-of-scope queries of data_full.json are left out")
     if by == "intent":
         plan = plan_classes(
             names, n_experiences or 15, scenario=scenario, seed=seed, class_order=class_order, what="clinc150"
@@ -84,7 +54,7 @@ def clinc150(
         titles = [list(domains)[i] for i in resolve_order(len(domains), seed, None, "clinc150")]
         number = {n: i for i, n in enumerate(names)}
         plan = number_classes([[number[c] for c in domains[t]] for t in titles], names, scenario)
-    return by_class(
+    return text_stream(
         name, source, plan, scenario, seed=seed, validation_fraction=0, max_length=max_length,
         vocab_size=tokenizer_vocab_size, tokenizer=tokenizer, titles=titles,
     )  # fmt: skip
@@ -98,7 +68,7 @@ def banking77(
     """Banking77 (Casanueva et al. 2020): 77 intents of one domain, from `train.csv` and `test.csv` (text, category)."""
     train, test, names = banking77_files(data_dir)
     plan = plan_classes(names, n_experiences, scenario=scenario, seed=seed, class_order=class_order, what="banking77")
-    return by_class(
+    return text_stream(
         name, Source(train, None, test, names), plan, scenario, seed=seed, validation_fraction=validation_fraction,
         max_length=max_length, vocab_size=tokenizer_vocab_size, tokenizer=tokenizer,
     )  # fmt: skip
@@ -143,11 +113,6 @@ def hf_text(
     )  # fmt: skip
 
 
-def make_source(train: Texts, validation: Texts | None, test: Texts) -> Source:
-    """Number the labels in the order of the training texts."""
-    return Source(train, validation, test, list(dict.fromkeys(train.labels)))
-
-
 def check_titles(source: Source, labels_of: dict[str, list[str]]) -> None:
     """Refuse validation and test rows of an experience, or of a label in it, that is never trained on."""
     for texts in (source.validation, source.test):
@@ -177,7 +142,7 @@ def labelled(
         plan = plan_classes(
             source.class_names, n_experiences, scenario=scenario, seed=seed, class_order=class_order, what=name
         )
-        return by_class(name, source, plan, scenario, **settings)
+        return text_stream(name, source, plan, scenario, **settings)
     labels_of: dict[str, list[str]] = {}
     for title, label in dict.fromkeys(zip(source.train.experiences or [], source.train.labels, strict=True)):
         labels_of.setdefault(title, []).append(label)
@@ -193,77 +158,4 @@ def labelled(
     # Domains that share labels mean the same by them: each label is a class, not the place within its domain.
     shared = sum(map(len, groups)) > len(number)
     plan = number_classes(groups, source.class_names, "class_incremental" if shared else scenario)
-    return by_class(name, source, plan, scenario, titles=titles, by_title=True, **settings)
-
-
-def by_class(
-    name: str, source: Source, plan: Plan, scenario: Scenario, *, seed: int | None, validation_fraction: float,
-    max_length: int, vocab_size: int, tokenizer: Any, titles: Sequence[str] | None = None, by_title: bool = False,
-) -> InMemoryStream:  # fmt: skip
-    """Tokenize, and give each experience its rows (by class, or by the files' experience column)."""
-    number = {n: i for i, n in enumerate(source.class_names)}
-    splits = {"train": source.train, "validation": source.validation, "test": source.test}
-    rows: dict[str, list[torch.Tensor]] = {}
-    originals: dict[str, torch.Tensor] = {}
-    for split, texts in splits.items():
-        if texts is None:
-            continue
-        y = torch.tensor([number[label] for label in texts.labels])
-        originals[split] = y
-        if by_title:
-            of = {t: i for i, t in enumerate(titles or [])}
-            position = torch.tensor([of.get(t, -1) for t in texts.experiences or []])
-            rows[split] = [(position == i).nonzero()[:, 0] for i in range(len(plan.groups))]
-        else:
-            rows[split] = [torch.isin(y, torch.tensor(g)).nonzero()[:, 0] for g in plan.groups]
-    held_out = None
-    if source.validation is None and validation_fraction > 0:
-        held_out = [stratified(originals["train"][r], validation_fraction, seed) for r in rows["train"]]
-    notes: list[str] = []
-    if tokenizer is None:
-        first = rows["train"][0] if held_out is None else rows["train"][0][held_out[0][0]]
-        tokenizer = train_wordpiece([source.train.joined(int(i)) for i in first], vocab_size)
-        notes.append(
-            f"WordPiece tokenizer with {len(tokenizer)} tokens trained on the first experience's training texts"
-        )
-    untested = [str(i + 1) for i, r in enumerate(rows["test"]) if not len(r)]
-    if untested:
-        notes.append(f"no test texts in the experiences {', '.join(untested)}: they have no accuracy")
-    columns: dict[str, dict[str, torch.Tensor]] = {}
-    start = 0
-    for split, texts in splits.items():
-        if texts is not None:
-            encoded = encode(tokenizer, texts.texts, max_length)
-            full = int((encoded["attention_mask"].sum(1) >= max_length).sum())
-            if full:
-                notes.append(
-                    f"{full} of {len(texts.labels)} {split} texts reach stream.max_length={max_length} tokens and may be cut"
-                )
-            index = torch.arange(start, start + len(texts.labels))
-            columns[split] = {**encoded, "labels": plan.number_of[originals[split]], "index": index}
-            start += len(index)
-    parts: list[dict[str, TensorData | None]] = []
-    for i in range(len(plan.groups)):
-        part: dict[str, TensorData | None] = {"validation": None}
-        for split, shared in columns.items():
-            task = torch.full_like(shared["labels"], task_label(scenario, i))
-            part[split] = TensorData({**shared, "task_labels": task}, rows=rows[split][i])
-        if held_out is not None:
-            kept, out = held_out[i]
-            train = part["train"]
-            assert train is not None
-            part["train"], part["validation"] = train.select(kept), train.select(out) if len(out) else None
-        parts.append(part)
-    classes = [tuple(sorted(set(plan.number_of[g].tolist()))) for g in plan.groups]
-    info = StreamInfo(
-        name=name,
-        scenario=scenario,
-        problem="classification",
-        n_experiences=len(parts),
-        classes_per_experience=tuple(len(c) for c in classes),
-        class_names=plan.class_names,
-        seed=-1 if seed is None else seed,
-        input=InputSpec("text", vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, max_length=max_length),
-        task_ids=scenario == "task_incremental",
-    )
-    return InMemoryStream(info, make_experiences(parts, classes, scenario, titles), None, tokenizer, notes)
+    return text_stream(name, source, plan, scenario, titles=titles, by_title=True, **settings)

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import string
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from clplatform.backbone.pretrained import from_hub
+from clplatform.types import ClplatformError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
 def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
     """A tokenizer from a folder, or from the hub by its id.
 
     Raises:
-        ClplatformError: it cannot be had.
+        ClplatformError: it cannot be had, or has no padding.
     """
     from transformers import AutoTokenizer
 
@@ -27,6 +31,10 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
         "the tokenizer", str(source), lambda: AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
     )
     if tokenizer.pad_token is None:  # GPT-2 and its kin; nobody looks there (`attention_mask`)
+        if tokenizer.eos_token is None:
+            raise ClplatformError(
+                f"backbone.pretrained={source}: the tokenizer has no token to fill up with (pad_token)"
+            )
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
@@ -34,28 +42,32 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
 def train_wordpiece(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizerBase:
     """A lower-casing WordPiece tokenizer with BERT's special tokens, trained on these texts.
 
-    The same texts give the same tokenizer. Words never seen are cut into known pieces: ASCII's characters are known
-    at any place of a word.
+    The same texts give the same tokenizer, in any process. Words never seen are cut into known pieces: ASCII's letters
+    and digits are known at any place of a word. It is larger than `vocab_size` only where there are more characters.
     """
-    import string
-
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
-    letters = sorted(set(string.ascii_lowercase + string.digits + string.punctuation))
+    words = {
+        word
+        for text in texts
+        for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(text))
+    }
+    # The trainer numbers the characters within words as it meets them in a hash table, in another order in every
+    # process, and breaks ties by these numbers; so they are numbered before it starts.
+    within = sorted({c for word in words for c in word[1:]} | {*string.ascii_lowercase, *string.digits})
     trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size, special_tokens=special, initial_alphabet=letters, show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    vocabulary = tokenizer.get_vocab()
-    for character in string.ascii_lowercase + string.digits:
-        vocabulary.setdefault(f"##{character}", len(vocabulary))
-    tokenizer.model = models.WordPiece(vocabulary, unk_token="[UNK]")
+        vocab_size=vocab_size, special_tokens=[*SPECIAL, *(f"##{c}" for c in within)], show_progress=False,
+        initial_alphabet=sorted({*string.ascii_lowercase, *string.digits, *string.punctuation}),
+    )  # fmt: skip
+    scratch = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    scratch.normalizer, scratch.pre_tokenizer = tokenizer.normalizer, tokenizer.pre_tokenizer
+    scratch.train_from_iterator(texts, trainer)
+    tokenizer.model = models.WordPiece(scratch.get_vocab(), unk_token="[UNK]")
+    tokenizer.decoder = decoders.WordPiece()
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
@@ -76,10 +88,29 @@ def encode(
         texts: texts, or pairs of texts.
         max_length: longer ones are cut.
     """
-    first = [t if isinstance(t, str) else t[0] for t in texts]
-    second = None if not texts or isinstance(texts[0], str) else [t[1] for t in texts]
+    first, second = _parts(texts)
     out = tokenizer(
         first, second, truncation=max_length is not None, max_length=max_length, padding=True, padding_side="right",
         return_tensors="pt", return_token_type_ids=False,
     ) if texts else {"input_ids": torch.zeros(0, 1), "attention_mask": torch.zeros(0, 1)}  # fmt: skip
     return {name: torch.as_tensor(out[name]).long() for name in ("input_ids", "attention_mask")}
+
+
+def tokenize(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str] | Sequence[tuple[str, str]], max_length: int
+) -> tuple[dict[str, Tensor], int]:
+    """What `encode` gives, and how many of the texts were cut."""
+    encoded = encode(tokenizer, texts, max_length)
+    full = (encoded["attention_mask"].sum(1) >= max_length).nonzero()[:, 0].tolist()
+    if not full:
+        return encoded, 0
+    first, second = _parts(texts)
+    again = [first[i] for i in full], [second[i] for i in full] if second else None
+    whole: Any = tokenizer(*again, truncation=False, padding=False, verbose=False)["input_ids"]
+    return encoded, sum(len(tokens) > max_length for tokens in whole)
+
+
+def _parts(texts: Sequence[str] | Sequence[tuple[str, str]]) -> tuple[list[str], list[str] | None]:
+    """Texts, or the first and the second of pairs."""
+    first = [t if isinstance(t, str) else t[0] for t in texts]
+    return first, None if not texts or isinstance(texts[0], str) else [t[1] for t in texts]

@@ -52,7 +52,8 @@ def print_matrix(
     tolerate(console)
     values = [v for row in matrix for v in row if v is not None and math.isfinite(v)]
     low, high = (0.0, 1.0) if metric_name == "accuracy" else (min(values, default=0.0), max(values, default=1.0))
-    width = max([5, *(len(cell_text(v, metric_name)) + (metric_name != "accuracy") for v in values)])
+    apart = metric_name != "accuracy" or console.color_system is None  # colours alone keep 100.0 from 100.0
+    width = max([5, *(len(cell_text(v, metric_name)) + apart for v in values)])
     room = (console.width - 16) // width
     rows = _shown(len(matrix), MAX_SHOWN + 1)
     columns = _shown(len(matrix[0]), max(3, min(MAX_SHOWN, room)))

@@ -117,3 +117,12 @@ def test_fit_grows_and_cuts() -> None:
     t = torch.arange(4.0).view(2, 2)
     assert fit(t, torch.zeros(3, 2)).tolist() == [[0, 1], [2, 3], [0, 0]]
     assert fit(t, torch.zeros(1, 2)).tolist() == [[0, 1]]
+
+
+def test_where_nothing_that_is_held_is_trained_the_penalty_is_zero() -> None:
+    """As in a training stage of something else."""
+    module, quadratic = nn.Linear(2, 2).requires_grad_(False), Quadratic()
+    anchor = {"weight": torch.ones(2, 2)}
+    quadratic.add({"weight": torch.ones(2, 2)}, anchor)
+    quadratic.add_gradient(module, 1.0)
+    assert quadratic.penalty(module).item() == squared_distance(module, anchor).item() == 0

@@ -51,8 +51,9 @@ def test_equals_a_hand_written_loop(
         logits, labels = rows(model, visits)
         gaps = []
         for now, y, v in zip(logits, labels.tolist(), visits, strict=True):
-            compared = slice(y // 2 * 2, y // 2 * 2 + 2) if by_task else slice(0, len(z[v]))
-            gaps.append(now[compared] - z[v][compared])
+            then = torch.cat([z[v], torch.zeros(len(now) - len(z[v]))])  # 0 for classes that came later
+            compared = slice(y // 2 * 2, y // 2 * 2 + 2) if by_task else slice(None)
+            gaps.append(now[compared] - then[compared])
         return torch.cat(gaps).pow(2).mean()
 
     def loss(model: Model, batch: Batch, logits: Tensor) -> Tensor:
@@ -78,6 +79,36 @@ def test_the_memory_is_used_from_the_second_step_on(tmp_path: Path) -> None:
     _, extended = run(tmp_path, "derpp", make(batch_size=6), last=True, stream=TinyStream(1))
     sizes = [torch.bincount(b["source"].abs(), minlength=2).tolist() for b in extended.batches[0]]
     assert sizes == [[8, 0]] + [[8, 12]] * 7
+
+
+def test_der_replays_logits_and_no_labels(tmp_path: Path) -> None:
+    """Its page is DER++ with β = 0: one batch is drawn in a step, and what its labels are does not matter."""
+    der, derpp = from_page("der"), make(alpha=0.3, beta=0.0)
+    found, extended = run(tmp_path / "a", "der", der, last=True, stream=TinyStream(2))
+    expected, _ = run(tmp_path / "b", "derpp", derpp, stream=TinyStream(2))
+    assert same(weights(found.learner), weights(expected.learner))
+    sizes = [torch.bincount(b["source"].abs(), minlength=2).tolist() for batches in extended.batches for b in batches]
+    assert sizes == [[8, 0]] + [[8, 8]] * 15
+    assert set(found.learner.last_terms) == {"loss", "task", "der_logits"}
+    scrambled: Any = from_page("der")
+    sample = scrambled.buffer.sample
+
+    def other_labels(n: int, generator: torch.Generator) -> Batch:
+        rows = sample(n, generator)
+        return {**rows, "labels": torch.zeros_like(rows["labels"])}
+
+    scrambled.buffer.sample = other_labels
+    blind, _ = run(tmp_path / "c", "der", scrambled, stream=TinyStream(2))
+    assert same(weights(blind.learner), weights(found.learner))
+
+
+def test_der_forgets_less_than_fine_tuning(tmp_path: Path) -> None:
+    """Without labels it is the logits alone, those of later classes among them, that hold old samples in place."""
+    options: Any = {"stream": TinyStream(2), "trainer": {"max_epochs": 20}}
+    der = make_experiment(tmp_path / "a", {"der": from_page("der", capacity=64)}, **options).run()
+    plain = make_experiment(tmp_path / "b", {"finetuning": from_page("finetuning")}, **options).run()
+    assert der.metrics["average_forgetting"] < 0.2  # type: ignore[operator]
+    assert plain.metrics["average_forgetting"] > 0.4  # type: ignore[operator]
 
 
 def test_the_two_batches_are_drawn_independently(tmp_path: Path) -> None:
@@ -110,7 +141,7 @@ def test_logits_are_stored_as_they_were_and_rewritten_by_nobody(tmp_path: Path) 
     for i, y, z in zip(stored["index"].tolist(), stored["labels"].tolist(), stored["logits"], strict=True):
         k = 2 * (y // 2 + 1)  # classes that existed then
         assert any(torch.equal(z[:k], model_then[i, epoch]) for epoch in (0, 1))  # type: ignore[index]
-        assert (z[k:] == -1e4).all()
+        assert (z[k:] == 0).all()
 
 
 def test_without_both_terms_it_is_fine_tuning(tmp_path: Path) -> None:

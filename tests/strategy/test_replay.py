@@ -7,14 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from naive import Memory, Model, close, run, samples, train
+from exemplars import brute_force
+from naive import Memory, Model, Recorder, close, run, samples, train
 from strategies import from_page
 from torch import Tensor
 from torch.nn import functional as F
 from world import TinyStream, make_experiment
 
+from clplatform.strategy.finetuning import Finetuning
 from clplatform.strategy.replay import Replay
-from clplatform.types import Batch
+from clplatform.types import Batch, ClplatformError
 
 
 def make(**changes: Any) -> Replay:
@@ -110,6 +112,52 @@ def test_class_balanced_shares(update: str, tmp_path: Path) -> None:
     experiment._record = spy  # type: ignore[method-assign]
     experiment.run()
     assert shares == [[10, 10], [5, 5, 5, 5], [3, 3, 3, 3, 4, 4]]
+
+
+@pytest.mark.parametrize("scenario", ["class_incremental", "domain_incremental"])
+def test_herding_keeps_each_class_s_exemplars_by_the_model_of_then(scenario: str, tmp_path: Path) -> None:
+    """Of unaugmented samples, without dropout, normalised; the first chosen stay when the shares shrink."""
+
+    def shift(batch: Batch, generator: torch.Generator) -> Batch:
+        return {**batch, "pixel_values": batch["pixel_values"] + 3}
+
+    replay, stream = make(policy="herding"), TinyStream(scenario=scenario)
+    kept: list[dict[int, set[int]]] = []
+
+    class Watch(Finetuning):
+        def after_experience(self, learner: Any, experience: Any) -> None:
+            rows = replay.buffer.take(torch.arange(len(replay.buffer)))
+            kept.append({c: set(rows["index"][rows["labels"] == c].tolist()) for c in range(learner.n_classes)})
+
+    recorder = Recorder()
+    strategies = {"replay": replay, "watch": Watch(), "recorder": recorder}
+    make_experiment(tmp_path, strategies, stream=stream, dropout=0.5, augment=shift).run()
+    order: dict[tuple[int, int], list[int]] = {}
+    for experience, after, stored in zip(stream, recorder.after, kept, strict=True):
+        batch = experience.train.fetch(torch.arange(32))
+        for c in experience.classes:
+            rows = batch["labels"] == c
+            best = brute_force(Model(after).features(batch["pixel_values"][rows]).detach(), 20)
+            order[experience.index, c] = [int(batch["index"][rows][i]) for i in best]
+        sizes = {c: len(indices) for c, indices in stored.items()}
+        assert sum(sizes.values()) == 20
+        assert max(sizes.values()) - min(sizes.values()) <= 1
+        for c, indices in stored.items():
+            parts = [set(ranked) & indices for (_, label), ranked in order.items() if label == c]
+            assert sum(len(part) for part in parts) == sizes[c]
+            ranks = [r for (_, label), r in order.items() if label == c]
+            for part, ranked in zip(parts, ranks, strict=True):
+                assert part == set(ranked[: len(part)])
+                assert len(part) in (sizes[c] // len(parts), -(-sizes[c] // len(parts)))
+
+
+def test_herding_cannot_choose_batch_by_batch() -> None:
+    from clplatform.build import build_strategies
+
+    node = {"_target_": "clplatform.strategy.replay.Replay", "capacity": 20, "batch_size": None, "device": "cpu"}
+    message = r"strategy\.replay: policy=herding .* give update=experience"
+    with pytest.raises(ClplatformError, match=message):
+        build_strategies({"strategy": {"replay": {**node, "policy": "herding", "update": "batch"}}})
 
 
 def test_it_forgets_less_than_fine_tuning(tmp_path: Path) -> None:

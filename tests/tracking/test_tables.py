@@ -30,6 +30,10 @@ def test_accuracies_are_percentages_and_empty_cells_dots() -> None:
     assert lines[5].split("  ")[1:] == ["1: 0, 1", " 2: 2, 3"]
 
 
+def test_without_colours_a_hundred_does_not_touch_the_next() -> None:
+    assert shown([[None, None], [1.0, None], [1.0, 1.0]]).splitlines()[4].split() == ["2", "100.0", "100.0", "100.0"]
+
+
 def test_up_to_twelve_experiences_fit_whole() -> None:
     text = shown(triangle(12))
     assert max(map(len, text.splitlines())) <= 80

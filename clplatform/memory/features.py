@@ -1,0 +1,67 @@
+"""Features of a frozen backbone: computed once for each stage instead of in every step."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from clplatform.data import trim
+from clplatform.memory.buffer import raw_rows
+from clplatform.types import Batch, Data
+
+if TYPE_CHECKING:
+    from clplatform.learner import Learner
+
+
+class FrozenFeatures:
+    """Features of a stage's training data, of samples without augmentation, from the backbone in eval mode.
+
+    They are found by where a sample comes from (`source`) and its `index`. Rows that are not among them (a memory's)
+    pass through the backbone when they are asked for, without augmentation too. Holds N · D numbers while a stage lasts.
+    """
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        self.keys = torch.zeros(0, dtype=torch.int64)  # [N], sorted
+        self.features = torch.zeros(0, 0)  # [N, D]
+
+    @torch.no_grad()
+    def fill(self, learner: Learner, data: Data) -> None:
+        """Compute the features of all of `data`."""
+        keys, features = [], []
+        was_training = learner.training
+        learner.eval()
+        with learner.precision_context():
+            for batch in learner.batches(data):
+                keys.append(_key(batch))
+                features.append(learner.backbone(batch))
+        learner.train(was_training)
+        key, order = torch.cat(keys).sort()
+        if (key[1:] == key[:-1]).any():  # the same sample in several versions (permuted copies, all in one stage)
+            self.clear()
+        else:
+            self.keys, self.features = key, torch.cat(features)[order]
+
+    @torch.no_grad()
+    def __call__(self, learner: Learner, batch: Batch) -> Tensor:
+        """The features [B, D] of a training batch."""
+        learner.backbone.eval()  # whatever mode the rest of the model is in
+        if not len(self.keys):
+            return learner.backbone(trim(raw_rows(batch, None)))
+        key = _key(batch)
+        place = torch.searchsorted(self.keys, key).clamp_max(len(self.keys) - 1)
+        features, unknown = self.features[place], self.keys[place] != key
+        if unknown.any():
+            rows = {name: value[unknown] for name, value in raw_rows(batch, None).items()}
+            features[unknown] = learner.backbone(trim(rows)).to(features)
+        return features
+
+
+def _key(batch: Batch) -> Tensor:
+    """One number for `source` and `index`, int64 [B]; a memory's own rows say no source."""
+    source = batch.get("source", torch.full_like(batch["index"], -1))
+    return (source << 48) + batch["index"]
