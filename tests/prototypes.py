@@ -81,11 +81,11 @@ def run(folder: Path, strategy: Strategy, **options: Any) -> Any:
 # -- what all of them keep to -----------------------------------------------------------------------------------------
 
 
-def check_one_pass(folder: Path, strategy: Strategy) -> None:
+def check_one_pass(folder: Path, make: Make) -> None:
     """Each experience passes through the backbone once, in eval mode and without augmentation; the backbone, its
     statistics and the random numbers that others draw stay as they are."""
     backbone, stream = norm_backbone(), TinyStream()
-    experiment = make_experiment(folder, {"prototype": strategy}, stream=stream, backbone=backbone, augment=spoil)
+    experiment = make_experiment(folder, {"prototype": make()}, stream=stream, backbone=backbone, augment=spoil)
     learner, start = experiment.learner, weights(experiment.learner)
     seen = []
     consolidate = learner.chain.after_experience
@@ -102,15 +102,9 @@ def check_one_pass(folder: Path, strategy: Strategy) -> None:
     own = [name for name in start if name.startswith("backbone.")]
     assert len(own) == 7
     assert same({n: start[n] for n in own}, {n: weights(learner)[n] for n in own})
-    plain = run(folder / "plain", type(strategy)(**settings(strategy)), backbone=norm_backbone())
+    plain = run(folder / "plain", make(), backbone=norm_backbone())
     batch = joined(stream, "test")
     assert torch.equal(answers(learner, batch), answers(plain, batch))
-
-
-def settings(strategy: Any) -> dict[str, Any]:
-    """The constructor's arguments, which strategies keep under their names."""
-    names = strategy.__init__.__kwdefaults__ or strategy.__init__.__annotations__
-    return {name: getattr(strategy, name) for name in names if name != "return"}
 
 
 def spoil(batch: Batch, generator: torch.Generator) -> Batch:
@@ -143,7 +137,9 @@ def check_masks(folder: Path, make: Make) -> None:
     learner = make_experiment(folder / "b", {"prototype": make()}, stream=stream).learner
     for e in stream.experiences[:2]:
         learner.build(e.info)
-        if e.index == 0:
+        if e.index == 0:  # before anything is known the head answers, as in every other strategy
+            with torch.no_grad():
+                assert torch.equal(answers(learner, batch), learner.run(batch).logits)
             learner.chain.after_experience(learner, e)
     assert ((answers(learner, batch) > -5000).nonzero()[:, 1] < 2).all()
 

@@ -61,6 +61,8 @@ NAMES = sorted(path.stem for path in (conf_dir() / "strategy").glob("*.yaml"))
 STRATEGIES: dict[str, Callable[[], dict[str, Strategy]]] = {
     **{name: _maker(name) for name in NAMES},
     "replay+lwf": lambda: {"replay": from_page("replay"), "lwf": from_page("lwf")},
+    "replay+linear_probe": lambda: {"replay": from_page("replay"), "linear_probe": from_page("linear_probe")},
+    "replay+seq_star": lambda: {"replay": from_page("replay"), "seq_star": from_page("seq_star")},
     "ewc online": lambda: {"ewc": from_page("ewc", online=True, gamma=0.9)},
     "mir by batch, at the optimizer's rate": lambda: {"mir": from_page("mir", update="batch", step=None)},
     "replay by herding": lambda: {"replay": from_page("replay", policy="herding")},

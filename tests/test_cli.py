@@ -158,6 +158,7 @@ def stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[st
     (tmp_path / "conf" / "strategy" / "stopped.yaml").write_text(page)
     monkeypatch.syspath_prepend(tmp_path)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has background processes ignore it
     yield ["--config-dir", "conf", *TINY, "strategy=stopped"]
     for number, handler in handlers.items():
         signal.signal(number, handler)

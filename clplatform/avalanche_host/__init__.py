@@ -2,9 +2,10 @@
 
 | file | what |
 |---|---|
-| `host.py` | the object that plugins see as the strategy, and the order in which their hooks are called |
-| `model.py` | the object that they see as the model |
+| `host.py` | the order in which hooks are called, from the doors of a strategy of ours |
+| `facade.py`, `model.py` | the objects that plugins see as the strategy and as its model |
 | `data.py` | our batches, data and experiences in their shapes, and their data loaders in ours |
-| `plugins.py` | plugins from YAML nodes or short names |
-| `state.py` | what plugins have in their attributes as tensors and plain values, and back |
+| `plugins.py`, `generator.py` | plugins from YAML nodes or short names; a generator for generative replay |
+| `state.py`, `encode.py`, `decode.py` | what plugins hold as tensors and plain values, and back |
+| `keepsake.py` | what plugins do to predictions, saved with the model |
 """

@@ -26,29 +26,21 @@ class FrozenFeatures:
         self.clear()
 
     def clear(self) -> None:
+        self.data: Data | None = None  # whose features are still to be computed
         self.keys = torch.zeros(0, dtype=torch.int64)  # [N], sorted
         self.features = torch.zeros(0, 0)  # [N, D]
 
-    @torch.no_grad()
-    def fill(self, learner: Learner, data: Data) -> None:
-        """Compute the features of all of `data`."""
-        keys, features = [], []
-        was_training = learner.training
-        learner.eval()
-        with learner.precision_context():
-            for batch in learner.batches(data):
-                keys.append(_key(batch))
-                features.append(learner.backbone(batch))
-        learner.train(was_training)
-        key, order = torch.cat(keys).sort()
-        if (key[1:] == key[:-1]).any():  # the same sample in several versions (permuted copies, all in one stage)
-            self.clear()
-        else:
-            self.keys, self.features = key, torch.cat(features)[order]
+    def prepare(self, data: Data) -> None:
+        """The features of all of `data` will be computed when they are first asked for: inside the training, where the
+        model has the precision that it is trained in."""
+        self.clear()
+        self.data = data
 
     @torch.no_grad()
     def __call__(self, learner: Learner, batch: Batch) -> Tensor:
         """The features [B, D] of a training batch."""
+        if self.data is not None:
+            self._fill(learner, self.data)
         learner.backbone.eval()  # whatever mode the rest of the model is in
         if not len(self.keys):
             return learner.backbone(trim(raw_rows(batch, None)))
@@ -59,6 +51,15 @@ class FrozenFeatures:
             rows = {name: value[unknown] for name, value in raw_rows(batch, None).items()}
             features[unknown] = learner.backbone(trim(rows)).to(features)
         return features
+
+    def _fill(self, learner: Learner, data: Data) -> None:
+        self.data = None
+        learner.backbone.eval()
+        found = [(_key(batch), learner.backbone(batch)) for batch in learner.batches(data)]
+        keys, features = (torch.cat(column) for column in zip(*found, strict=True))
+        keys, order = keys.sort()
+        if not (keys[1:] == keys[:-1]).any():  # else: a sample in several versions (permuted copies, all in one stage)
+            self.keys, self.features = keys, features[order]
 
 
 def _key(batch: Batch) -> Tensor:

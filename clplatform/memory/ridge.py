@@ -28,14 +28,20 @@ def add(gram: Tensor, cross: Tensor, project: Project, features: Tensor, target:
 
 def solve(gram: Tensor, cross: Tensor, strength: float) -> Tensor:
     """W [M, K]."""
-    damped = gram.clone()
-    damped.diagonal().add_(strength)
-    factor, failed = torch.linalg.cholesky_ex(damped)
-    if not failed:
-        return torch.cholesky_solve(cross, factor)
-    # G is singular and λ is below its rounding errors: what they made of its zero eigenvalues is zero again.
+    rounding = len(gram) * torch.finfo(gram.dtype).eps * gram.diagonal().sum()
+    if strength > rounding:
+        damped = gram.clone()
+        damped.diagonal().add_(strength)
+        return torch.cholesky_solve(cross, torch.linalg.cholesky(damped))
     values, vectors = torch.linalg.eigh(gram)
-    return vectors @ ((vectors.T @ cross) / (values.clamp_min(0) + strength)[:, None])
+    return vectors @ (damping(values, [strength])[0][:, None] * (vectors.T @ cross))
+
+
+def damping(values: Tensor, strengths: Sequence[float]) -> Tensor:
+    """1 / (v + λ) of eigenvalues v [n] for all λ [L]: [L, n]; 0 where v is zero but for rounding, since C has no part
+    in these directions but for rounding either."""
+    present = values > len(values) * torch.finfo(values.dtype).eps * values.max()
+    return present / (values.clamp_min(0) + torch.tensor(strengths).to(values)[:, None])
 
 
 def best_strength(
@@ -59,7 +65,7 @@ def best_strength(
     else:
         values, left = torch.linalg.eigh(gram)
         right = left.T @ cross
-    scale = 1 / (values.clamp_min(0) + torch.tensor(strengths).to(values)[:, None])  # [L, n]
+    scale = damping(values, strengths)
     errors = torch.zeros(len(strengths)).to(scale)
     for x, y in _chunks(size, *held):
         h = project(x) @ left

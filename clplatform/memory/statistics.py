@@ -102,8 +102,8 @@ class Readout(nn.Module):
         self.bias, self.known = F.pad(self.bias, (0, n)), F.pad(self.known, (0, n))
 
     def set(self, weight: Tensor, bias: Tensor, known: Tensor) -> None:
-        """Replace all weights: [K, D], [K] and bool [K]."""
-        self.weight, self.bias, self.known = weight.to(self.weight), bias.to(self.bias), known.to(self.known)
+        """Replace all weights: [K, D], [K] and bool [K]. They stay in float32 where the model is trained in less."""
+        self.weight, self.bias, self.known = weight.float(), bias.float(), known
 
     def forward(self, features: Tensor) -> Tensor:
         """Features [B, D] → logits [B, K] in float32, `MASKED` for a class without weights.

@@ -49,7 +49,7 @@ class LinearProbe(Strategy):
         return at_rate(groups, learner.head.parameters(), self.lr)
 
     def loader(self, learner: Learner, loader: Loader) -> Loader:
-        self.features.fill(learner, loader.data)
+        self.features.prepare(loader.data)
         return loader
 
     def forward(self, learner: Learner, batch: Batch, run: Run) -> Output:

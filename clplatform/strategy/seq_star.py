@@ -53,7 +53,7 @@ class SEQStar(Strategy):
     """
 
     family = "isolation"
-    needs = frozenset({"boundaries"})
+    needs = frozenset({"boundaries", "pretrained"})
     excludes = frozenset({"baseline", "expansion", "isolation", "prompt", "prototype", "plugin"})
     first_experience_is_finetuning = False
     why_not = "the first experience is a warm-up, after which only classifiers are trained"
@@ -148,7 +148,7 @@ class SEQStar(Strategy):
 
     def loader(self, learner: Learner, loader: Loader) -> Loader:
         if self.frozen:
-            self.features.fill(learner, loader.data)
+            self.features.prepare(loader.data)
         return loader
 
     # -- the step -------------------------------------------------------------------------------------------------
@@ -175,7 +175,7 @@ class SEQStar(Strategy):
     @torch.no_grad()
     def after_step(self, learner: Learner) -> None:
         for p, index, value in self.held:
-            p[index] = value
+            p[index] = value.to(p)  # which may have got another precision at the start of training
 
     def after_stage(self, learner: Learner, experience: Experience, stage: Stage) -> None:
         self.features.clear()

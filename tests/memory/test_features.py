@@ -30,12 +30,13 @@ def by_hand(learner: Any, batch: Batch) -> Tensor:
 def test_rows_are_looked_up_in_any_order(learner: Any) -> None:
     data, found = TinyStream()[0].train, FrozenFeatures()
     learner.train()
-    found.fill(learner, data)
-    assert learner.training and learner.backbone.training
+    found.prepare(data)
     batch = data.fetch(torch.randperm(32, generator=torch.Generator().manual_seed(0)))
-    learner.backbone.rows.clear()
+    assert learner.backbone.rows == []  # not before they are asked for
     features = found(learner, batch)
-    assert learner.backbone.rows == []
+    assert sum(learner.backbone.rows) == 32
+    assert torch.equal(found(learner, batch), features)
+    assert sum(learner.backbone.rows) == 32
     torch.testing.assert_close(features, by_hand(learner, batch))
     assert not features.requires_grad
     features.zero_()  # a copy
@@ -45,16 +46,27 @@ def test_rows_are_looked_up_in_any_order(learner: Any) -> None:
 def test_other_rows_pass_through_the_backbone_as_they_were_before_augmentation(learner: Any) -> None:
     """Rows of a memory that have the same index as rows of the stream, and rows that nobody knows."""
     stream, found = TinyStream(), FrozenFeatures()
-    found.fill(learner, stream[0].train)
+    found.prepare(stream[0].train)
     own, replayed, strange = (stream[i].train.fetch(torch.arange(5)) for i in (0, 1, 2))
     replayed |= {"index": own["index"], "source": torch.full((5,), 2)}
     batch = {name: torch.cat([own[name], replayed[name], strange[name]]) for name in own}
     spoiled = {**batch, "pixel_values": torch.zeros(15, 1, 1, 12), "raw_pixel_values": batch["pixel_values"]}
     learner.train()
+    found(learner, own)
     learner.backbone.rows.clear()
     features = found(learner, spoiled)
     assert learner.backbone.rows == [10]
     torch.testing.assert_close(features, by_hand(learner, batch))
+
+
+def test_rows_that_do_not_say_where_they_are_from_are_not_looked_up(learner: Any) -> None:
+    """A memory's own rows, before they are part of a batch."""
+    stream, found = TinyStream(), FrozenFeatures()
+    found.prepare(stream[0].train)
+    rows = stream[1].train.fetch(torch.arange(5))
+    rows |= {"index": torch.arange(5)}
+    del rows["source"]
+    torch.testing.assert_close(found(learner, rows), by_hand(learner, rows))
 
 
 def test_without_features_all_rows_pass(learner: Any) -> None:
@@ -62,7 +74,9 @@ def test_without_features_all_rows_pass(learner: Any) -> None:
     learner.train()
     batch = data.fetch(torch.arange(8))
     torch.testing.assert_close(found(learner, batch), by_hand(learner, batch))
-    found.fill(learner, data)
+    found.prepare(data)
+    found(learner, batch)
+    assert found.features.shape == (32, 16)
     found.clear()
     assert found.features.numel() == 0
     torch.testing.assert_close(found(learner, batch), by_hand(learner, batch))
@@ -72,6 +86,6 @@ def test_two_versions_of_one_sample_are_not_looked_up(learner: Any) -> None:
     stream, found = TinyStream(), FrozenFeatures()
     a, b = stream[0].train, stream[1].train
     b.columns["index"] = a.columns["index"]  # type: ignore[attr-defined]
-    found.fill(learner, a + b)
+    found.prepare(a + b)
     batch = (a + b).fetch(torch.arange(64))
     torch.testing.assert_close(found(learner, batch), by_hand(learner, batch))

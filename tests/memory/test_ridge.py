@@ -43,14 +43,32 @@ def test_sums_and_solution(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(gram, h.T @ h)  # left as it was
 
 
-def test_a_singular_gram_matrix_is_solved_too() -> None:
-    """Far fewer samples than features, and a strength below the rounding errors of G."""
+@pytest.mark.parametrize("strength", [1e-8, 1e-4, 1.0, 1e4])
+def test_a_singular_gram_matrix_is_solved_too(strength: float) -> None:
+    """Far fewer samples than features, and strengths around and below the rounding errors of G (here about 1)."""
     h, y = data(10, 40)
     h = 1e6 * h
     gram, cross = sums(h, y)
-    assert torch.linalg.cholesky_ex(gram + 1e-8 * torch.eye(40)).info > 0
-    weight = ridge.solve(gram, cross, 1e-8)
-    torch.testing.assert_close(h @ weight, y, rtol=1e-4, atol=1e-4)  # it interpolates
+    weight = ridge.solve(gram, cross, strength)
+    expected = h.T @ torch.linalg.solve(h @ h.T + strength * torch.eye(10), y)  # the same, and well-conditioned
+    assert 1e-10 < expected.abs().max() < 1e-4
+    torch.testing.assert_close(weight, expected, rtol=1e-3, atol=1e-9)
+    torch.testing.assert_close(h @ weight, y, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("n", [20, 200])
+def test_dead_and_repeated_features_do_no_harm(n: int) -> None:
+    """Neither on held-out samples nor in the solution; of what is doubled each half has half the weight."""
+    (h, y), held = data(n, 31), data(50, 31, seed=9)
+    dead = torch.zeros(n, 5, dtype=torch.float64)
+    wide, wide_held = torch.cat([h, h, dead], 1), torch.cat([held[0], held[0], dead[:1].expand(50, 5)], 1)
+    narrow = ridge.best_strength(
+        identity, (2**0.5 * h, y), (2**0.5 * held[0], held[1]), *sums(2**0.5 * h, y), STRENGTHS
+    )
+    assert ridge.best_strength(identity, (wide, y), (wide_held, held[1]), *sums(wide, y), STRENGTHS) == narrow
+    weight = ridge.solve(*sums(wide, y), 1e-8)
+    expected = ridge.solve(*sums(h, y), 5e-9) / 2
+    torch.testing.assert_close(weight, torch.cat([expected, expected, dead[:1].T.expand(5, 3)]), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("n", [12, 30, 31, 200], ids=["dual", "dual, last", "primal, first", "primal"])

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from heads import GROWING
 from naive import Model, run, train
 from strategies import from_page
 from text_world import TinyTextStream, make_text_experiment
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from world import TinyStream, make_experiment, same, weights
 
+from clplatform.head.multi import MultiHead
 from clplatform.strategy.base import Chain
 from clplatform.strategy.independent import Independent
 from clplatform.types import MASKED, Batch
@@ -100,10 +102,6 @@ def test_a_task_that_comes_back_is_answered_by_its_latest_model(tmp_path: Path) 
 
 @pytest.mark.parametrize("head", ["multi", "cosine"])
 def test_other_heads_are_kept_too(head: str, tmp_path: Path) -> None:
-    from heads import GROWING
-
-    from clplatform.head.multi import MultiHead
-
     stream = stream_of_tasks()
     experiment = make_experiment(tmp_path, {"independent": Independent()}, stream=stream)
     learner = experiment.learner

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from world import TinyStream, make_experiment, same, weights
 
+from clplatform.head.cosine import CosineHead
 from clplatform.strategy.base import Chain, Strategy
 from clplatform.strategy.linear_probe import LinearProbe
 from clplatform.types import Batch, ExperienceInfo
@@ -155,8 +156,6 @@ def test_is_combined_with_nothing_that_changes_the_features(other: str) -> None:
 
 def test_any_head_is_trained(tmp_path: Path) -> None:
     experiment = make_experiment(tmp_path, {"linear_probe": make()})
-    from clplatform.head.cosine import CosineHead
-
     experiment.learner.make_head = lambda: CosineHead(feature_size=16, scale=10.0)
     experiment.learner.head = experiment.learner.make_head()
     experiment.run()

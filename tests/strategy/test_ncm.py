@@ -65,7 +65,7 @@ def test_cosine_is_the_cosine_to_means_of_normalised_features(scenario: str, tmp
 
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
 def test_one_pass_for_each_experience(metric: str, tmp_path: Path) -> None:
-    check_one_pass(tmp_path, make(metric))
+    check_one_pass(tmp_path, lambda: make(metric))
 
 
 def test_prediction_needs_the_model_only(tmp_path: Path) -> None:

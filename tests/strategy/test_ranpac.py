@@ -111,7 +111,7 @@ def test_the_projection_is_standard_normal_and_its_seed_the_run_s(tmp_path: Path
 
 
 def test_one_pass_for_each_experience(tmp_path: Path) -> None:
-    check_one_pass(tmp_path, make())
+    check_one_pass(tmp_path, make)
 
 
 def test_prediction_needs_the_model_only(tmp_path: Path) -> None:

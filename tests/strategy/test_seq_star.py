@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,8 +47,8 @@ def run(folder: Path, strategy: SEQStar, *, replay: bool = False, head: Any = No
 class Written:
     """The method written out: W, b of the backbone, and V, c of the classifiers of all classes that there will be."""
 
-    def __init__(self, recorder: Recorder, *, lr: float) -> None:
-        self.start, self.lr = recorder.before, lr
+    def __init__(self, recorder: Recorder, *, lr: float, clip: float | None) -> None:
+        self.start, self.lr, self.clip = recorder.before, lr, clip
         self.backbone = [self.start[0][f"backbone.layer.{n}"].clone() for n in ("weight", "bias")]
         self.rows = [torch.zeros(0, 16), torch.zeros(0)]
 
@@ -71,12 +72,14 @@ class Written:
             features = F.linear(batch["pixel_values"].flatten(1), *backbone).tanh()
             v, c = (torch.cat(pair) for pair in zip(fixed, free, strict=True))
             F.cross_entropy(features @ v.T + c, batch["labels"]).backward()
+            if self.clip is not None:
+                nn.utils.clip_grad_norm_([*free, *backbone], self.clip)
             optimizer.step()
         self.rows = [torch.cat([a, b.detach()]) for a, b in zip(fixed, free, strict=True)]
         self.backbone = [p.detach() for p in backbone]
 
 
-@pytest.mark.parametrize("replay", [False, True], ids=["", "replay"])
+@pytest.mark.parametrize(("replay", "clip"), [(False, None), (True, 0.5)], ids=["", "replay, clipped gradients"])
 @pytest.mark.parametrize(
     ("switches", "classifier_lr", "warm_up"),
     [
@@ -91,11 +94,17 @@ class Written:
     ids=["all", "its own rate", "no warm-up", "not P", "not O", "not F", "fine-tuning"],
 )
 def test_equals_a_hand_written_loop(
-    switches: dict[str, bool], classifier_lr: float | None, warm_up: int, replay: bool, tmp_path: Path
+    switches: dict[str, bool],
+    classifier_lr: float | None,
+    warm_up: int,
+    replay: bool,
+    clip: float | None,
+    tmp_path: Path,
 ) -> None:
+    """What is frozen does not count in the norm of a gradient either."""
     strategy = make(**switches, classifier_lr=classifier_lr, warm_up=warm_up)
-    _, recorder = run(tmp_path, strategy, replay=replay)
-    model = Written(recorder, lr=classifier_lr or 0.1)
+    _, recorder = run(tmp_path, strategy, replay=replay, trainer={"gradient_clip_val": clip})
+    model = Written(recorder, lr=classifier_lr or 0.1, clip=clip)
     for i, batches in enumerate(recorder.batches):
         model.arrive(i, switches["preallocate"])
         old = 2 * i if switches["freeze_old"] else 0
@@ -184,17 +193,27 @@ def test_a_cosine_head_keeps_its_scale_and_old_rows(preallocate: bool, tmp_path:
         assert torch.equal(restored.eval()(batch).logits, experiment.learner.eval()(batch).logits)
 
 
-def test_classifiers_of_a_task_are_frozen_as_one_s_own(tmp_path: Path) -> None:
-    """A head with a classifier for each task: rows of other tasks are old, also when classes have the same names."""
+def tasks_with_the_same_classes() -> TinyStream:
+    """Classes 0 and 1 in every task: the rows of a head for each task are not the classes' numbers."""
     stream = TinyStream(scenario="task_incremental")
+    for i, e in enumerate(stream.experiences):
+        for data in (e.train, e.validation, e.test):
+            data.columns["labels"] = data.columns["labels"] % 2  # type: ignore[union-attr]
+        stream.experiences[i] = replace(e, classes=(0, 1), n_seen_classes=2)
+    return stream
+
+
+@pytest.mark.parametrize("make_stream", [partial(TinyStream, scenario="task_incremental"), tasks_with_the_same_classes])
+def test_classifiers_of_a_task_are_frozen_as_one_s_own(make_stream: Any, tmp_path: Path) -> None:
+    """A head with a classifier for each task: rows of other tasks are old."""
     experiment, recorder = run(
-        tmp_path, make(), head=lambda: MultiHead(feature_size=16), stream=stream, optimizer=ADAMW
+        tmp_path, make(), head=lambda: MultiHead(feature_size=16), stream=make_stream(), optimizer=ADAMW
     )
     assert "seq_star" not in experiment.learner.extras  # the loss is over a task's own classes
+    rows = "head.linear.weight"
     for i in (1, 2):
-        assert torch.equal(
-            recorder.after[i - 1]["head.linear.weight"], recorder.after[i]["head.linear.weight"][: 2 * i]
-        )
+        assert torch.equal(recorder.after[i - 1][rows], recorder.after[i][rows][: 2 * i])
+        assert not (recorder.before[i][rows][2 * i :] == recorder.after[i][rows][2 * i :]).any()
     first = [row[0] for row in experiment.results.matrix[1:]]
     assert first == [first[0]] * 3
     assert first[0] is not None and first[0] > 0.7

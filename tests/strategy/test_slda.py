@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +83,6 @@ def test_the_order_of_experiences_does_not_matter(tmp_path: Path) -> None:
 
 
 def reordered(stream: Any, order: tuple[int, ...]) -> Any:
-    from dataclasses import replace
-
     stream.experiences = [replace(stream.experiences[j], index=i) for i, j in enumerate(order)]
     return stream
 
@@ -100,7 +99,7 @@ def test_the_covariance_decides(tmp_path: Path) -> None:
 
 
 def test_one_pass_for_each_experience(tmp_path: Path) -> None:
-    check_one_pass(tmp_path, make())
+    check_one_pass(tmp_path, make)
 
 
 def test_prediction_needs_the_model_only(tmp_path: Path) -> None:
