@@ -6,8 +6,10 @@ functions of Avalanche, and a few of PyTorch's data loading, are made by name.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib
+import inspect
 from collections import Counter, OrderedDict, defaultdict
 from functools import reduce
 from typing import TYPE_CHECKING, Any
@@ -198,7 +200,10 @@ class Decoder:
 
     def _generator(self, node: dict[str, Any], there: Any) -> Any:
         arguments = {name: self.decode(value) for name, value in node["arguments"].items()}
-        return self.keep(node, by_name(node["function"])(**arguments))
+        function = by_name(node["function"])
+        if not inspect.isgeneratorfunction(function):
+            raise ClplatformError(f"strategy.avalanche: {node['function']}, which a plugin holds, cannot be restored")
+        return self.keep(node, function(**arguments))
 
 
 class Stored:
@@ -229,7 +234,14 @@ def tail_of(modules: list[nn.Module]) -> nn.Module:
 
 def by_name(name: str) -> Any:
     """A class or function of Avalanche's, `module:qualified name`."""
+    if name in ("torch:zeros", "torch:ones"):
+        return getattr(torch, name.partition(":")[2])
     module, _, rest = name.partition(":")
-    if not (f"{module}.".startswith(BY_NAME) or name in ("torch:zeros", "torch:ones")):
+    found = None
+    if f"{module}.".startswith(BY_NAME):
+        with contextlib.suppress(ImportError, AttributeError):
+            found = reduce(getattr, rest.split("."), importlib.import_module(module))
+    # Its own name, too: Avalanche's modules import others, and `avalanche.…:os.system` begins well.
+    if found is None or getattr(found, "__module__", None) != module or qualified(found) != name:
         raise ClplatformError(f"strategy.avalanche: {name}, which a plugin holds, cannot be restored")
-    return reduce(getattr, rest.split("."), importlib.import_module(module))
+    return found
