@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from clplatform.data import by_length
 from clplatform.learner import Learner
 from clplatform.types import Data, Experience, Stream
 
@@ -14,12 +15,13 @@ def predict(learner: Learner, data: Data, batch_size: int) -> Tensor:
     was_training = learner.training
     learner.eval()
     predicted = []
+    data, back = by_length(data)
     # inference_mode is left before anything is kept: what is returned may be used anywhere.
     with torch.inference_mode(), learner.precision_context():
         for batch in learner.batches(data, batch_size=batch_size):
             predicted.append(learner(batch).logits.argmax(1))
     learner.train(was_training)
-    return torch.cat(predicted).cpu().clone() if predicted else torch.zeros(0, dtype=torch.int64)
+    return torch.cat(predicted).cpu()[back] if predicted else torch.zeros(0, dtype=torch.int64)
 
 
 def accuracy(learner: Learner, data: Data, batch_size: int) -> float | None:

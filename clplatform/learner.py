@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clplatform.data import Loader
+from clplatform.data import Loader, by_length
 from clplatform.metric.flops import FlopMeter
 from clplatform.strategy.base import Chain, Strategy
 from clplatform.types import MASKED, Batch, Data, Experience, ExperienceInfo, Output, Stage, StreamInfo
@@ -170,11 +170,12 @@ class Learner(pl.LightningModule):
         """Features [N, D] (float32 at least) of all of `data`, not augmented, of the model in eval mode."""
         was_training = self.training
         self.eval()
+        data, back = by_length(data)
         with self.precision_context():
             found = [self(batch).features for batch in self.batches(data)]
         self.train(was_training)
         size: Any = self.backbone.feature_size
-        features = torch.cat(found) if found else torch.zeros(0, size, device=self.device)
+        features = torch.cat(found)[back.to(self.device)] if found else torch.zeros(0, size, device=self.device)
         return features.to(torch.promote_types(features.dtype, torch.float32))
 
     def augment(self, batch: Batch) -> Batch:

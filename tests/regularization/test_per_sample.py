@@ -52,22 +52,47 @@ def same(a: Named, b: Named) -> None:
 
 
 @pytest.mark.parametrize("floats", [2**24, 1000, 1], ids=["one chunk", "some samples", "one sample"])
-@pytest.mark.parametrize("vectorised", [True, False])
-def test_equals_autograd_sample_by_sample(
-    learner: Any, floats: int, vectorised: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("way", ["by layers", "vectorised", "one by one"])
+def test_equals_autograd_sample_by_sample(learner: Any, floats: int, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise RuntimeError("no batching rule")
 
     monkeypatch.setattr(module, "CHUNK_FLOATS", floats)
-    if not vectorised:
+    learner.linear_failed = way == "vectorised"
+    if way == "one by one":
         monkeypatch.setattr(module, "vmap", refuse)
     data = TinyStream()[1].train
     expected = by_hand(learner, single(data))
     learner.train()
     same(mean_over_data(learner, data, cube, torch.abs), expected)
-    assert getattr(learner, "vmap_failed", False) == (not vectorised and floats > 1)  # one sample is no vector
+    assert learner.linear_failed == (way != "by layers")
+    assert getattr(learner, "vmap_failed", False) == (way == "one by one" and floats > 1)  # one sample is no vector
     same(mean_over_batch(learner, data.fetch(torch.arange(len(data))), cube, torch.abs), expected)
+
+
+class Twice(nn.Module):
+    """A layer that is used twice, so that a sample's gradient is a sum of two outer products."""
+
+    def __init__(self, layer: nn.Linear, way: str) -> None:
+        super().__init__()
+        self.layer, self.way, self.feature_size = layer, way, layer.out_features
+
+    def forward(self, batch: Batch) -> Tensor:
+        x = batch["pixel_values"].flatten(1)
+        if self.way == "called":
+            return self.layer(x).tanh() + self.layer(x.flip(1))
+        if self.way == "tied":
+            return self.layer(x).tanh() @ self.layer.weight @ self.layer.weight.T
+        return self.layer(torch.stack([x, x.flip(1)], 1)).tanh().sum(1)  # several vectors a sample
+
+
+@pytest.mark.parametrize("way", ["called", "tied", "positions"])
+def test_a_layer_that_is_not_used_once_is_seen(learner: Any, way: str) -> None:
+    learner.backbone = Twice(learner.backbone.layer, way)
+    data = TinyStream()[1].train
+    batch = data.fetch(torch.arange(len(data)))
+    same(mean_over_batch(learner, batch, cube, torch.abs), by_hand(learner, single(data)))
+    assert learner.linear_failed
 
 
 def test_columns_that_only_the_stream_s_rows_have_are_left_out(learner: Any) -> None:
