@@ -15,6 +15,7 @@ HELP = """clplatform: continual learning on Transformers, from a configuration t
   clplatform resume RUN              go on where a run stopped, to the same numbers
   clplatform report PATH...          (re)write the report of a run; compare several runs or a sweep
   clplatform predict RUN [INPUT]     classify new samples (text lines, CSV, JSONL, images, .npy; - reads standard input)
+  clplatform check strategy=NAME     does a strategy, ours or yours, keep to what every strategy must?
   clplatform list [KIND]             what there is: streams, backbones, heads, strategies, metrics, experiments, ...
 
 Settings
@@ -32,7 +33,7 @@ Examples
   clplatform -m strategy=finetuning,ewc,replay seed=0,1,2,3,4
 """
 
-COMMANDS = ("resume", "report", "predict", "list")
+COMMANDS = ("resume", "report", "predict", "check", "list")
 
 
 def main(arguments: list[str] | None = None) -> int:

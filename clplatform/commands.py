@@ -68,6 +68,27 @@ def list_(arguments: list[str]) -> int:
     return 0
 
 
+def check(arguments: list[str]) -> int:
+    """`clplatform check strategy=NAME [settings]`"""
+    parser = Parser(
+        prog="clplatform check",
+        description="Put a strategy through the conformance suite, in a tiny world of its own: about twenty promises "
+        "that every strategy must keep, whatever it does. Exit code 1 if one is broken.",
+    )
+    parser.add_argument("settings", nargs="+", metavar="strategy=NAME", help="the strategy, and settings of it")
+    parser.add_argument("--config-dir", help="a folder with pages of your own")
+    parser.add_argument("--traceback", action="store_true", help="show where an error came from")
+    options = parser.parse_intermixed_args(arguments)
+    other = [s for s in options.settings if not s.lstrip("+~").startswith(("strategy=", "strategy."))]
+    if other:
+        raise ClplatformError(f"check {other[0]}: the world of the check is fixed; only strategy=… and strategy.… fit")
+    if not any(s.startswith("strategy=") for s in options.settings):
+        raise ClplatformError("check: say which strategy, as in `clplatform check strategy=ewc`")
+    from clplatform.check.command import run
+
+    return run(options.settings, options.config_dir, traceback=options.traceback)
+
+
 def predict(arguments: list[str]) -> int:
     """`clplatform predict RUN [INPUT]`"""
     parser = Parser(

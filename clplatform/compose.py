@@ -8,7 +8,7 @@ import io
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,15 +57,15 @@ class Command:
 _command = Command()
 
 
-def compose_and_run(arguments: list[str]) -> int:
-    """What `clplatform [flags] [overrides]` does. Returns the exit code."""
+def compose_and_run(arguments: list[str], task: Callable[[DictConfig], Any] | None = None) -> int:
+    """What `clplatform [flags] [overrides]` does, with `task` in place of a run. Returns the exit code."""
     global _command
     _command = Command()
     flags = parse_flags(arguments)
     refuse_repetition(flags.overrides)
     folders = [*([Path(flags.config_dir)] if flags.config_dir else []), conf_dir()]
     try:
-        call_hydra([*[a for a in arguments if a not in flags.overrides], *flags.overrides])  # it wants flags first
+        call_hydra([*[a for a in arguments if a not in flags.overrides], *flags.overrides], task or job)  # flags first
     except (HydraException, OmegaConfBaseException) as error:
         if isinstance(error.__cause__, ClplatformError):
             raise error.__cause__ from None
@@ -84,13 +84,13 @@ def compose_and_run(arguments: list[str]) -> int:
     return finish_sweep() if _command.jobs else 0
 
 
-def call_hydra(arguments: list[str]) -> None:
+def call_hydra(arguments: list[str], task: Callable[[DictConfig], Any]) -> None:
     """Let Hydra do what is asked; it reads the process's arguments."""
     argv, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     sys.argv = ["clplatform", *arguments]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through: the messages are ours
     try:
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="run")(job)()
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="run")(task)()
     finally:
         sys.argv = argv
         os.environ.pop("HYDRA_FULL_ERROR")

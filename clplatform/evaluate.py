@@ -7,20 +7,18 @@ from torch import Tensor
 
 from clplatform.data import by_length
 from clplatform.learner import Learner
+from clplatform.module.mode import eval_mode
 from clplatform.types import Data, Experience, Stream
 
 
 def predict(learner: Learner, data: Data, batch_size: int) -> Tensor:
     """The class predicted for every sample, int64 [N] on the CPU. The model's mode is left as it was."""
-    was_training = learner.training
-    learner.eval()
     predicted = []
     data, back = by_length(data)
     # inference_mode is left before anything is kept: what is returned may be used anywhere.
-    with torch.inference_mode(), learner.precision_context():
+    with eval_mode(learner), torch.inference_mode(), learner.precision_context():
         for batch in learner.batches(data, batch_size=batch_size):
             predicted.append(learner(batch).logits.argmax(1))
-    learner.train(was_training)
     return torch.cat(predicted).cpu()[back] if predicted else torch.zeros(0, dtype=torch.int64)
 
 

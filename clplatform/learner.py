@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from clplatform.data import Loader, by_length
 from clplatform.metric.flops import FlopMeter
+from clplatform.module.mode import eval_mode
 from clplatform.strategy.base import Chain, Strategy
 from clplatform.types import MASKED, Batch, Data, Experience, ExperienceInfo, Output, Stage, StreamInfo
 
@@ -168,12 +169,9 @@ class Learner(pl.LightningModule):
     @torch.no_grad()
     def features(self, data: Data) -> Tensor:
         """Features [N, D] (float32 at least) of all of `data`, not augmented, of the model in eval mode."""
-        was_training = self.training
-        self.eval()
         data, back = by_length(data)
-        with self.precision_context():
+        with eval_mode(self), self.precision_context():
             found = [self(batch).features for batch in self.batches(data)]
-        self.train(was_training)
         size: Any = self.backbone.feature_size
         features = torch.cat(found)[back.to(self.device)] if found else torch.zeros(0, size, device=self.device)
         return features.to(torch.promote_types(features.dtype, torch.float32))

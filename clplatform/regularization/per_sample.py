@@ -17,13 +17,13 @@ gradient g_n at the layer's output and its input h_n, so that for a magnitude wi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from clplatform.module.mode import eval_mode
 from clplatform.types import Batch, Data, Output
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def mean_over_data(
     rows = torch.arange(n) if samples is None else torch.randperm(n, generator=learner.generator)[:samples]
     data, parameters = data.select(rows), _trainable(learner)
     total = {name: torch.zeros_like(p) for name, p in parameters.items()}
-    with _as_in_evaluation(learner):
+    with eval_mode(learner), torch.autocast(learner.device.type, enabled=False):
         for batch in learner.batches(data, batch_size=_chunk(learner, parameters)):
             for inputs, weights in _once(batch) if passes is None else passes(batch):
                 _add(total, learner, parameters, inputs, weights, scalar, magnitude)
@@ -75,7 +75,7 @@ def mean_over_batch(learner: Learner, batch: Batch, scalar: Scalar, magnitude: M
     # Beside replayed rows, a column may hold only the stream's.
     batch = {name: value for name, value in batch.items() if len(value) == n}
     total = {name: torch.zeros_like(p) for name, p in parameters.items()}
-    with _as_in_evaluation(learner):
+    with eval_mode(learner), torch.autocast(learner.device.type, enabled=False):
         for start in range(0, n, chunk := _chunk(learner, parameters)):
             rows = {name: value[start : start + chunk] for name, value in batch.items()}
             for inputs, weights in _once(rows):
@@ -96,19 +96,6 @@ def _chunk(learner: Learner, parameters: Named) -> int:
 
 def _once(batch: Batch) -> Iterator[tuple[Batch, Tensor]]:
     yield batch, torch.ones_like(batch["labels"], dtype=torch.float32)
-
-
-@contextmanager
-def _as_in_evaluation(learner: Learner) -> Iterator[None]:
-    """Eval mode and full precision inside; afterwards every module is in the mode that it was in."""
-    modes = {module: module.training for module in learner.modules()}
-    learner.eval()
-    try:
-        with torch.autocast(learner.device.type, enabled=False):
-            yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def _linear_layers(learner: Learner, parameters: Named) -> dict[str, nn.Linear] | None:

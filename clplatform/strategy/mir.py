@@ -17,8 +17,6 @@ batch once more and two forward passes of the candidates.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
@@ -27,6 +25,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from clplatform.memory.buffer import Buffer, append, raw_rows
+from clplatform.module.mode import eval_mode
 from clplatform.strategy.base import Strategy
 from clplatform.types import Batch, Experience, Output
 
@@ -75,7 +74,7 @@ class MIR(Strategy):
 
     def interference(self, learner: Learner, batch: Batch, rows: Batch) -> Tensor:
         """By how much the loss of each of `rows` would rise after a step on `batch`, [N]. Changes nothing."""
-        with _as_in_evaluation(learner):
+        with eval_mode(*learner.children()):  # the learner itself still trains, which strategies may ask
             moved = self._after_step(learner, batch)
             with torch.no_grad():
                 now = learner.task_loss(rows, learner(rows), "none")
@@ -115,16 +114,3 @@ class MIR(Strategy):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.buffer.load_state_dict(state["buffer"])
         self.ready = state["ready"]
-
-
-@contextmanager
-def _as_in_evaluation(learner: Learner) -> Iterator[None]:
-    """The model's parts in eval mode inside; the learner itself still trains, which strategies may ask."""
-    modes = {module: module.training for part in learner.children() for module in part.modules()}
-    for part in learner.children():
-        part.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode

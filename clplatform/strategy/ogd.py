@@ -24,6 +24,7 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
+from clplatform.module.mode import eval_mode
 from clplatform.strategy.base import Strategy
 from clplatform.types import Data, Experience
 
@@ -108,21 +109,19 @@ def trained(learner: Learner) -> dict[str, Tensor]:
 
 def gradients(learner: Learner, data: Data, parameters: list[Tensor]) -> Iterator[Tensor]:
     """Gradients [B, P] of the logit of each sample's class; the model is in eval mode meanwhile."""
-    was_training = learner.training
-    learner.eval()
-    for batch in learner.batches(data, batch_size=CHUNK):
-        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-            logits = learner(batch).logits.gather(1, batch["labels"][:, None])[:, 0]
-            each = torch.eye(len(logits)).to(logits)
-            found = torch.autograd.grad(logits, parameters, each, is_grads_batched=True, allow_unused=True)
-        yield torch.cat(
-            [
-                p.new_zeros(len(logits), p.numel()) if g is None else g.flatten(1)
-                for p, g in zip(parameters, found, strict=True)
-            ],
-            dim=1,
-        )
-    learner.train(was_training)
+    with eval_mode(learner):
+        for batch in learner.batches(data, batch_size=CHUNK):
+            with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+                logits = learner(batch).logits.gather(1, batch["labels"][:, None])[:, 0]
+                each = torch.eye(len(logits)).to(logits)
+                found = torch.autograd.grad(logits, parameters, each, is_grads_batched=True, allow_unused=True)
+            yield torch.cat(
+                [
+                    p.new_zeros(len(logits), p.numel()) if g is None else g.flatten(1)
+                    for p, g in zip(parameters, found, strict=True)
+                ],
+                dim=1,
+            )
 
 
 def orthonormal(old: Tensor, new: Tensor) -> Tensor:

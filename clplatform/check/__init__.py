@@ -1,0 +1,1 @@
+"""The conformance suite: what every strategy must keep to, whatever it does (`clplatform check strategy=…`)."""
