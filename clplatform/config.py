@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Iterable
@@ -48,6 +49,7 @@ ROOT: dict[str, Any] = {
     "num_workers": Annotated[int, Ge(0)],
     "threads": Annotated[int, Ge(1)] | None,  # type: ignore[operator]
     "label_smoothing": Annotated[float, Ge(0), Le(1)],
+    "references": bool,
     "early_stopping": Annotated[int, Ge(1)] | None,  # type: ignore[operator]
     "checkpoint": dict[str, Any],
 }
@@ -81,11 +83,32 @@ def config_hash(*, _root_: DictConfig) -> str:
 
 def identity(config: dict[str, Any]) -> str:
     """A hash of a configuration, without what cannot change a run's numbers."""
-    without = ("tracking", "name", "checkpoint", "num_workers")
-    values = {k: v for k, v in config.items() if k not in without}
+    without = ("tracking", "name", "checkpoint", "num_workers", "references")
+    values = {k: v for k, v in untuned(config).items() if k not in without}
     if isinstance(strategies := values.get("strategy"), dict):  # in the order typed; without ghosts, see `drop_ghosts`
-        values["strategy"] = [[name, node] for name, node in strategies.items() if has_target(node)]
+        tries = set() if values.get("protocol") else {"_tune_"}  # what would be tried if it were tuned
+        values["strategy"] = [
+            [name, {k: v for k, v in node.items() if k not in tries}]
+            for name, node in strategies.items()
+            if has_target(node)
+        ]
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def untuned(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration as it was before `protocol=tune_first` has changed it."""
+    protocol = config.get("protocol")
+    if not protocol or "before" not in protocol:
+        return config
+    found = copy.deepcopy(config)
+    for name, value in found["protocol"].pop("before").items():
+        *path, key = name.split(".")
+        node = found
+        for part in path:
+            node = node[part]
+        node[key] = value
+    del found["protocol"]["chosen"]
+    return found
 
 
 OmegaConf.register_new_resolver("config_hash", config_hash, replace=True)
@@ -111,10 +134,10 @@ def check(config: dict[str, Any]) -> None:
     Raises:
         ClplatformError: the first mistake found: what, where, and what to do.
     """
-    unknown = sorted(set(config) - set(ROOT) - set(GROUPS) - {"experiment"})
+    unknown = sorted(set(config) - set(ROOT) - set(GROUPS) - {"experiment", "protocol"})
     if unknown:
         raise ClplatformError(f"{unknown[0]}: there is no such setting{suggest(unknown[0], [*ROOT, *GROUPS])}")
-    check_values("", config, ROOT)
+    check_values("", {"references": False, **config}, ROOT)
     check_values("checkpoint.", config["checkpoint"], CHECKPOINT)
     wrong = next((key for key in config["checkpoint"] if key not in CHECKPOINT), None)
     if wrong is not None:

@@ -36,11 +36,14 @@ class Results:
     cost: dict[str, float] = field(default_factory=dict)
     confusion: list[list[int]] | None = None  # after the last experience: rows true, columns predicted
     notes: list[str] = field(default_factory=list)
+    protocol: dict[str, Any] = field(default_factory=dict)  # of `protocol=tune_first`: what was tried and chosen
+    references: dict[str, Any] = field(default_factory=dict)  # matrices `joint` and `independent`, row `untrained`
     schema_version: int = SCHEMA_VERSION
 
     @property
     def metrics(self) -> dict[str, float | None]:
-        return summarize(self.matrix, higher_is_better=self.primary_metric["higher_is_better"])
+        known = {name: self.references.get(name) for name in ("joint", "independent", "untrained")}
+        return summarize(self.matrix, self.primary_metric["higher_is_better"], **known)
 
     def save(self, folder: Path) -> None:
         """Write both files into the run directory."""

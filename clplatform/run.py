@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 import traceback
 import uuid
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ def show(config: dict[str, Any], run_dir: Path, *, resume: bool = False, notices
     from clplatform.report import write_report
     from clplatform.tracking.tables import print_matrix, print_summary
 
-    results = execute(config, run_dir, resume=resume, notices=notices)
+    results = complete(config, run_dir, resume=resume, notices=notices)
     report = write_report(run_dir)
     console = Console()
     metric = results.primary_metric
@@ -35,19 +37,60 @@ def show(config: dict[str, Any], run_dir: Path, *, resume: bool = False, notices
     return objective(read_json(run_dir / "results.json"))
 
 
+def complete(config: dict[str, Any], run_dir: Path, *, resume: bool = False, notices: Sequence[str] = ()) -> Results:
+    """Run, with what its configuration asks for around it: tuning before (`protocol`), reference runs after.
+
+    Args, returns and raises as `execute`. What several runs share is kept beside them.
+    """
+    from clplatform.protocol.references import references
+    from clplatform.protocol.tune_first import check_protocol, tune_first
+
+    root = run_dir.parent
+    check(config)
+    if (config.get("protocol") or {}).get("name") == "tune_first" and "chosen" not in config["protocol"]:
+        check_protocol(config)
+        config = tune_first(config, root, partial(execute, quiet=True), partial(print, flush=True))
+    results = execute(config, run_dir, resume=resume, notices=notices)
+    if config.get("references"):
+
+        def run(derived: dict[str, Any], folder: Path) -> Results:
+            return complete(derived, folder, resume=(folder / "results.json").exists())
+
+        results.references = references(config, root, run, untrained, partial(print, flush=True))
+        results.notes += results.references.pop("notes")
+        results.save(run_dir)
+    return results
+
+
+def untrained(config: dict[str, Any]) -> list[float | None]:
+    """The primary metric on every experience of a model that has its whole structure and no training."""
+    from clplatform.evaluate import evaluate_row
+
+    with tempfile.TemporaryDirectory() as scratch:
+        experiment, _, _ = assemble(config, Path(scratch), resume=False, notices=(), quiet=True)
+        for experience in experiment.stream:
+            experiment._seed(experience, "before")
+            experiment.learner.build(experience.info)
+        experiment.learner.to(experiment.device)
+        return evaluate_row(experiment.learner, experiment.stream, "test", config["eval_batch_size"])
+
+
 def objective(results: dict[str, Any]) -> float | None:
     """Average accuracy on the validation split after the last experience; None without such a split."""
     row = [value for value in (results.get("validation_matrix") or [[]])[-1] if value is not None]
     return sum(row) / len(row) if row else None
 
 
-def execute(config: dict[str, Any], run_dir: Path, *, resume: bool = False, notices: Sequence[str] = ()) -> Results:
+def execute(
+    config: dict[str, Any], run_dir: Path, *, resume: bool = False, notices: Sequence[str] = (), quiet: bool = False
+) -> Results:
     """Run, or go on with, one experiment; everything it leaves is in `run_dir`.
 
     Args:
         config: resolved.
         resume: go on where the run stopped.
         notices: what was changed in the configuration, for the user and the record.
+        quiet: say nothing on the terminal.
 
     Returns:
         The completed results.
@@ -61,7 +104,7 @@ def execute(config: dict[str, Any], run_dir: Path, *, resume: bool = False, noti
         print(f"clplatform: {notice}", file=sys.stderr)
     if not resume and (run_dir / "results.json").exists():
         raise ClplatformError(f"{run_dir} holds a run already; go on with `clplatform resume {run_dir}`")
-    experiment, tracker, terminal = assemble(config, run_dir, resume=resume, notices=notices)
+    experiment, tracker, terminal = assemble(config, run_dir, resume=resume, notices=notices, quiet=quiet)
     from clplatform.tracking.environment import environment
 
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -97,10 +140,13 @@ def raise_stop(error: BaseException, run_dir: Path) -> None:
         raise SystemExit(130 if interrupted else 143) from error
 
 
-def assemble(config: dict[str, Any], run_dir: Path, *, resume: bool, notices: Sequence[str]) -> tuple[Any, Any, Any]:
+def assemble(
+    config: dict[str, Any], run_dir: Path, *, resume: bool, notices: Sequence[str], quiet: bool
+) -> tuple[Any, Any, Any]:
     """Build the experiment with its tracker and terminal; they are returned to be entered by the caller."""
     from clplatform import build, machine
     from clplatform.experiment import Experiment
+    from clplatform.protocol.tune_first import FirstExperiences
     from clplatform.threads import set_threads
     from clplatform.tracking.observe import Observers
 
@@ -109,6 +155,8 @@ def assemble(config: dict[str, Any], run_dir: Path, *, resume: bool, notices: Se
     fitter = build.build_fitter(config)
     machine.check_trainer(fitter)
     stream = build.build_stream(config, build.build_tokenizer(config))
+    if (config.get("protocol") or {}).get("name") == "trial":
+        stream = FirstExperiences(stream, config["protocol"]["experiences"])
     build.check_needs(chain, stream.info, config)
     build.check_capacity(chain, stream.info)
     chain.check(stream.info)
@@ -118,7 +166,7 @@ def assemble(config: dict[str, Any], run_dir: Path, *, resume: bool, notices: Se
     results = Results.load(run_dir) if resume else new_results(config, stream, learner)
     if not resume:
         results.notes += [*notices, *stream.notes, f"PyTorch threads: {threads}"]
-    observers = Observers(config, run_dir, results, resume=resume)
+    observers = Observers(config, run_dir, results, resume=resume, quiet=quiet)
     fitter.after_batch, fitter.callbacks = observers.after_batch, observers.callbacks
     experiment = Experiment(
         learner=learner,
@@ -167,4 +215,5 @@ def new_results(config: dict[str, Any], stream: Stream, learner: Any) -> Results
         strategy=list(config["strategy"]),
         primary_metric={"name": info.primary_metric, "higher_is_better": info.higher_is_better},
         code=code_state(),
+        protocol={k: v for k, v in (config.get("protocol") or {}).items() if k != "before"},
     )

@@ -16,7 +16,7 @@ from pydantic import ConfigDict, PydanticSchemaGenerationError, PydanticUserErro
 from clplatform.types import ClplatformError
 
 # Keys that every page may have, which are not for the constructor.
-OURS = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
+OURS = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_", "_tune_"}
 
 
 def check_node(path: str, node: dict[str, Any], given: Iterable[str] = (), extra: Iterable[str] = ()) -> None:

@@ -27,6 +27,9 @@ TINY: dict[str, dict[str, Any]] = {
     "ema_teacher": {"strength": 1.0, "temperature": 2.0, "decay": 0.5},
     "ewc": {"samples": 16, "strength": 100.0},
     "lora_experts": {"rank": 2},
+    "o_lora": {"rank": 2},
+    "inf_lora": {"rank": 8, "scale": 8.0},
+    "adapters": {"bottleneck": 20},
     "avalanche": {"plugins": [{"replay": {"mem_size": 20}}]},
     "rwalk": {"interval": 7},
     "ranpac": {"size": 50},
@@ -34,6 +37,12 @@ TINY: dict[str, dict[str, Any]] = {
     "seq_star": {"warm_up": 2, "classifier_lr": None},
     "packnet": {"prune": 0.5, "retrain_epochs": 2},
     "ogd": {"samples": 8},
+    "der_net": {"capacity": 20, "epochs": 3},
+    "hat": {"first": "adapter", "adapter_lr": 0.01},  # position embeddings would swamp words that come later
+    "l2p": {"pool": 6, "length": 2, "choose": 2, "features": "backbone", "mask": False, "lr": None},
+    "dualprompt": {"g_layers": [1], "g_length": 2, "e_layers": [1], "e_length": 3, "mask": False, "lr": None},
+    "coda_prompt": {"layers": [1], "components": 3, "length": 2, "lr": None},
+    "progressive_prompts": {"length": 3, "hidden": 8, "lr": None},
 }
 
 

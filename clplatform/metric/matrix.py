@@ -19,6 +19,7 @@ Riemer et al. 2019 (MER, arXiv:1810.11910); Caccia et al. 2022 (ER-ACE, arXiv:21
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -78,6 +79,17 @@ METRICS: tuple[Metric, ...] = (
         "intransigence", "Intransigence", "1/T · Σ_j (J[j,j] − R[j,j]), J: joint training",
         "Chaudhry et al. 2018 (I)", "lower", (-1, 1),
         "how much worse new experiences are learned than by joint training; needs a joint reference run",
+    ),
+    Metric(
+        "transfer", "Transfer to new experiences", "1/T · Σ_j (R[j,j] − I[j,j]), I: a model for each experience alone",
+        "Wang et al. 2024 (FWT)", "higher", (-1, 1),
+        "how much better new experiences are learned than alone; needs an independent reference run, which is told the "
+        "experience of every sample",
+    ),
+    Metric(
+        "forgetting_ratio", "Forgetting ratio", "1/T · Σ_j (R[T,j] − b[j]) / (J[T,j] − b[j]) − 1, b: untrained",
+        "Serrà et al. 2018 (HAT, Eq. 7)", "higher", (-math.inf, math.inf),
+        "the final model between an untrained one (−1) and joint training (0); needs reference runs",
     ),
     Metric(
         "worst_accuracy", "Worst accuracy", "1/(T−1) · Σ_{j<T} min_{j<i≤T} R[i,j]",
@@ -188,6 +200,46 @@ def intransigence(matrix: Rows, reference: Rows | None, higher_is_better: bool =
     return _mean(joint[:n] - own[:n])
 
 
+def transfer(matrix: Rows, independent: Rows | None, higher_is_better: bool = True) -> float | None:
+    """Value right after learning minus that of a model trained on the experience alone, averaged.
+
+    1/T · Σ_j (R[j, j] − I[j, j]): the forward transfer of Wang et al. 2024 ("A Comprehensive Survey of Continual
+    Learning", arXiv:2302.00487), over all experiences.
+
+    Args:
+        independent: the matrix I of a run with a model for each experience, on the same stream.
+
+    Returns:
+        Accuracy: −1 … 1, higher is better. None without a reference.
+    """
+    gap = intransigence(matrix, independent, higher_is_better)
+    return None if gap is None else -gap
+
+
+def forgetting_ratio(matrix: Rows, joint: Rows | None, untrained: Sequence[float | None] | None) -> float | None:
+    """Where the final model is between the untrained one (−1) and joint training (0), averaged over the experiences.
+
+    1/T · Σ_j (R[T, j] − b_j) / (J[T, j] − b_j) − 1: ρ of Serrà et al. 2018 (HAT, Eq. 7 and 8) at the end. Experiences on
+    which joint training is no better than the untrained model are left out.
+
+    Args:
+        joint: the matrix J of a joint run on the same stream.
+        untrained: b, the untrained model's value on every experience; None where it has no output yet: there 0.
+
+    Returns:
+        −1 … 0 as a rule, higher is better. None without references.
+    """
+    r, n = _learned(matrix)
+    if not joint or untrained is None or n == 0 or len(joint) <= n:
+        return None
+    j, b = to_array(joint)[n, :n], np.array([0.0 if v is None else v for v in untrained[:n]])
+    room = j - b
+    ratio = np.full(n, np.nan)
+    np.divide(r[n] - b, room, out=ratio, where=np.abs(room) > 1e-9)
+    value = _mean(ratio)
+    return None if value is None else value - 1
+
+
 def worst_accuracy(matrix: Rows, higher_is_better: bool = True) -> float | None:
     """Worst value of each earlier experience at any time after it was learned, averaged: the lowest it fell to.
 
@@ -205,11 +257,15 @@ def worst_accuracy(matrix: Rows, higher_is_better: bool = True) -> float | None:
     return value if value is None or higher_is_better else -value
 
 
-def summarize(matrix: Rows, higher_is_better: bool = True, reference: Rows | None = None) -> dict[str, float | None]:
+def summarize(
+    matrix: Rows, higher_is_better: bool = True, joint: Rows | None = None, independent: Rows | None = None,
+    untrained: Sequence[float | None] | None = None,
+) -> dict[str, float | None]:  # fmt: skip
     """All metrics by name, in the order of `METRICS`; works for runs in progress and for an empty matrix.
 
     Args:
-        reference: the matrix of a joint run, for `intransigence`.
+        joint, independent: the matrices of reference runs, for `intransigence`, `transfer` and `forgetting_ratio`.
+        untrained: the untrained model's value on every experience.
     """
     return {
         "average_accuracy": average_accuracy(matrix),
@@ -218,7 +274,9 @@ def summarize(matrix: Rows, higher_is_better: bool = True, reference: Rows | Non
         "backward_transfer": backward_transfer(matrix, higher_is_better),
         "forward_transfer": forward_transfer(matrix, higher_is_better),
         "learning_accuracy": learning_accuracy(matrix),
-        "intransigence": intransigence(matrix, reference, higher_is_better),
+        "intransigence": intransigence(matrix, joint, higher_is_better),
+        "transfer": transfer(matrix, independent, higher_is_better),
+        "forgetting_ratio": forgetting_ratio(matrix, joint, untrained),
         "worst_accuracy": worst_accuracy(matrix, higher_is_better),
     }
 

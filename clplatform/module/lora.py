@@ -12,19 +12,27 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-# The attention projections that LoRA's authors adapt (queries and values), as architectures name them.
-TARGETS = (("q_proj", "v_proj"), ("query", "value"), ("q_lin", "v_lin"))
+from clplatform.types import ClplatformError
+
+# The projections of attention (queries, keys, values), as architectures name them.
+PROJECTIONS = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("q_lin", "k_lin", "v_lin"))
 
 
-def targets_of(backbone: nn.Module) -> list[str]:
-    """Full names of the layers to adapt: queries and values of attention, or else every linear layer."""
+def targets_of(backbone: nn.Module, roles: str = "qv") -> list[str]:
+    """Full names of the layers to adapt: projections of attention, or else every linear layer.
+
+    Args:
+        roles: which of `q`, `k`, `v`; LoRA's authors adapt queries and values.
+    """
     linear = [name for name, m in backbone.named_modules() if isinstance(m, nn.Linear)]
-    for names in TARGETS:
-        found = [name for name in linear if name.rpartition(".")[2] in names]
+    for names in PROJECTIONS:
+        chosen = [name for role, name in zip("qkv", names, strict=True) if role in roles]
+        found = [name for name in linear if name.rpartition(".")[2] in chosen]
         if found:
             return found
     return linear
@@ -32,17 +40,26 @@ def targets_of(backbone: nn.Module) -> list[str]:
 
 def layers(backbone: nn.Module) -> list[LoraLayer]:
     """The adapted layers."""
-    return [m for m in backbone.modules() if isinstance(m, LoraLayer)]
+    return list(named_layers(backbone).values())
+
+
+def named_layers(backbone: nn.Module) -> dict[str, Any]:
+    """The adapted layers by their names in the backbone."""
+    return {name: m for name, m in backbone.named_modules() if isinstance(m, LoraLayer)}
 
 
 def add_adapter(
-    backbone: nn.Module, name: str, *, rank: int, alpha: float, dropout: float, targets: Sequence[str] | None = None
-) -> None:
+    backbone: nn.Module, name: str, *, rank: int, alpha: float, dropout: float, targets: Sequence[str] | None = None,
+    roles: str = "qv",
+) -> None:  # fmt: skip
     """Add an adapter that changes nothing yet (B = 0); idempotent. What was trainable stays so.
 
     Args:
         name: of the adapter; without dots.
-        targets: names of layers; None: `targets_of`.
+        targets: names of layers; None: `targets_of` these `roles`.
+
+    Raises:
+        ClplatformError: there is no layer to adapt.
     """
     # PEFT goes wrong on a module that merely contains a Hugging Face model.
     root = next((m for m in backbone.modules() if hasattr(m, "base_model_prefix")), backbone)
@@ -53,7 +70,11 @@ def add_adapter(
     if adapted:
         chosen = [n for n, m in root.named_modules() if isinstance(m, LoraLayer)]
     else:
-        chosen = list(targets) if targets is not None else targets_of(root)
+        chosen = list(targets) if targets is not None else targets_of(root, roles)
+    if not chosen:
+        raise ClplatformError(
+            f"{type(root).__name__} has no linear layers that low-rank adapters could be put into: choose another backbone"
+        )
     # A full match for each layer: PEFT takes a list as endings of names.
     pattern = "|".join(n.replace(".", r"\.") for n in chosen)
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=pattern)  # type: ignore[arg-type]
@@ -78,6 +99,24 @@ def adapter_parameters(backbone: nn.Module, name: str) -> list[nn.Parameter]:
     """A and B of every adapted layer."""
     parts = ("lora_A", "lora_B")
     return [getattr(layer, part)[name].weight for layer in layers(backbone) for part in parts]
+
+
+@torch.no_grad()
+def renew(backbone: nn.Module, name: str, generator: torch.Generator) -> None:
+    """Draw A anew, as `nn.Linear` and PEFT do, and set B = 0: the adapter changes nothing again."""
+    for layer in named_layers(backbone).values():
+        a = layer.lora_A[name].weight
+        a.copy_(nn.init.kaiming_uniform_(torch.empty(a.shape), a=5**0.5, generator=generator))
+        layer.lora_B[name].weight.zero_()
+
+
+@torch.no_grad()
+def merge(backbone: nn.Module, name: str) -> None:
+    """Move what the adapter does into the layers' own weights, W ← W + (α/r) B A, and set B = 0."""
+    for layer in named_layers(backbone).values():
+        weight = layer.get_base_layer().weight
+        weight.add_(layer.get_delta_weight(name).to(weight.dtype))
+        layer.lora_B[name].weight.zero_()
 
 
 @contextmanager

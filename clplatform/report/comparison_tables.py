@@ -21,7 +21,7 @@ ALWAYS = (
     "backward_transfer",
     "learning_accuracy",
 )
-IF_KNOWN = ("forward_transfer", "intransigence")
+IF_KNOWN = ("forward_transfer", "intransigence", "transfer", "forgetting_ratio")
 
 
 def shown(setting: Setting) -> list[Metric]:

@@ -10,7 +10,7 @@ NONE = "–"
 MINUS = "−"
 
 # Metrics that are differences of two values of the primary metric.
-DIFFERENCES = {"average_forgetting", "backward_transfer", "forward_transfer", "intransigence"}
+DIFFERENCES = {"average_forgetting", "backward_transfer", "forward_transfer", "intransigence", "transfer"}
 
 
 def is_share(metric: str) -> bool:
@@ -39,6 +39,8 @@ def difference(value: float | None, metric: str = "accuracy", *, unit: bool = Tr
 
 def metric_value(name: str, value: float | None, metric: str = "accuracy", *, unit: bool = True) -> str:
     """The value of one of `METRICS`."""
+    if name == "forgetting_ratio":  # a number of its own, whatever the primary metric
+        return NONE if value is None else _sign(f"{value:.2f}")
     return (difference if name in DIFFERENCES else score)(value, metric, unit=unit)
 
 

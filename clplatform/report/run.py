@@ -177,6 +177,10 @@ def read_lines(path: Path) -> tuple[list[dict[str, Any]] | None, int]:
     return rows, broken
 
 
+# What stands beside runs and is no part of a comparison, unless it is asked for itself (clplatform.protocol).
+AROUND = {"tuning", "references"}
+
+
 def find_runs(path: Path) -> tuple[list[Path], list[Path]]:
     """Run directories at or below `path`, and folders of jobs that left no results.
 
@@ -193,7 +197,7 @@ def find_runs(path: Path) -> tuple[list[Path], list[Path]]:
             folders.clear()  # what a run directory holds are no runs
         elif ".hydra" in folders:
             empty.append(Path(folder))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in AROUND)
     return runs, empty
 
 

@@ -21,13 +21,13 @@ weights.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
 
+from clplatform.projection.subspace import collected_energy, grown_basis, inside
 from clplatform.strategy.base import Run, Strategy
 from clplatform.types import Batch, Experience, Output
 
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from clplatform.learner import Learner
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-ROUNDING = 1e-12  # of energies summed in double precision
 
 
 class GPM(Strategy):
@@ -104,7 +103,7 @@ class GPM(Strategy):
     @torch.no_grad()
     def after_experience(self, learner: Learner, experience: Experience) -> None:
         rows = torch.randperm(len(experience.train), generator=learner.generator)[: self.samples]
-        with collected_energy(learner.backbone) as energies:
+        with collected_energy(trained_layers(learner.backbone)) as energies:
             learner.features(experience.train.select(rows))
         share = min(1.0, self.threshold + experience.index * self.increase)
         for name, energy in energies.items():
@@ -120,44 +119,6 @@ class GPM(Strategy):
         self.bases, self.before = dict(state["bases"]), {}
 
 
-def inside(change: Tensor, basis: Tensor) -> Tensor:
-    """The part of the rows of `change` [·, d] that lies in the span of `basis` [d, k]."""
-    basis = basis.to(change)
-    return (change @ basis) @ basis.T
-
-
-@contextmanager
-def collected_energy(backbone: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """R Rᵀ [d, d], in double precision, of the inputs of every trained linear layer that is called inside."""
-    energies: dict[str, Tensor] = {}
-
-    def hook_of(name: str) -> Any:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            rows = inputs[0].detach().flatten(0, -2).double()
-            energies[name] = energies.get(name, 0) + rows.T @ rows
-
-        return hook
-
-    trained = [(n, m) for n, m in backbone.named_modules() if isinstance(m, nn.Linear) and m.weight.requires_grad]
-    handles = [module.register_forward_pre_hook(hook_of(name)) for name, module in trained]
-    try:
-        yield energies
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def grown_basis(basis: Tensor | None, energy: Tensor, share: float) -> Tensor:
-    """An orthonormal basis [d, k], float32, that starts with `basis` and holds this share of the energy R Rᵀ [d, d]."""
-    d = len(energy)
-    old = energy.new_zeros(d, 0) if basis is None else basis.to(energy)
-    outside = torch.eye(d).to(energy) - old @ old.T
-    values, vectors = torch.linalg.eigh(outside @ energy @ outside)
-    values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
-    total = energy.trace()
-    held = total - values.sum() + torch.cat([values.new_zeros(1), values.cumsum(0)])  # by the first 0 … d of them
-    n = int((held < share * total - ROUNDING * total).sum())
-    n = min(n, d - old.shape[1])
-    # Once more orthogonal to what there is: rounding to float32 left it almost so.
-    new = torch.linalg.qr(outside @ vectors[:, :n]).Q
-    return torch.cat([old, new], dim=1).float()
+def trained_layers(backbone: nn.Module) -> dict[str, nn.Module]:
+    """Linear layers that are trained, by name."""
+    return {n: m for n, m in backbone.named_modules() if isinstance(m, nn.Linear) and m.weight.requires_grad}

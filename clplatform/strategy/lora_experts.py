@@ -16,44 +16,19 @@ second forward pass at inference. Rows of a batch with different experts run in 
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from clplatform.head.multi import MultiHead
 from clplatform.module import lora
+from clplatform.module.experts import Experts
 from clplatform.strategy.base import Run, Strategy
 from clplatform.types import Batch, Experience, ExperienceInfo, Output
 
 if TYPE_CHECKING:
     from clplatform.learner import Learner
-
-
-class Experts(nn.Module):
-    """The classifiers, and the class means that choose among them."""
-
-    means: Tensor  # [M, D], one for each class of each experience
-    experience_of_mean: Tensor  # [M]
-
-    def __init__(self, feature_size: int) -> None:
-        super().__init__()
-        self.head = MultiHead(feature_size=feature_size)
-        self.register_buffer("means", torch.zeros(0, feature_size))
-        self.register_buffer("experience_of_mean", torch.zeros(0, dtype=torch.int64))
-
-    def grow(self, info: ExperienceInfo) -> None:
-        if (self.experience_of_mean == info.index).any():
-            return
-        self.head.grow(replace(info, task_label=info.index))
-        n = len(info.classes)
-        self.means = torch.cat([self.means, self.means.new_zeros(n, self.means.shape[1])])
-        self.experience_of_mean = torch.cat(
-            [self.experience_of_mean, self.experience_of_mean.new_full((n,), info.index)]
-        )
 
 
 class LoRAExperts(Strategy):
@@ -92,9 +67,7 @@ class LoRAExperts(Strategy):
             learner.head.requires_grad_(False)  # the experts have their own
         lora.add_adapter(learner.backbone, _name(info.index), rank=self.rank, alpha=self.alpha, dropout=self.dropout)
         self.experts(learner).grow(info)
-        experts = self.experts(learner)
-        own = sum(p.numel() for p in experts.parameters()) + experts.means.numel()
-        self.extra = own + lora.n_parameters(learner.backbone)
+        self.extra = self.experts(learner).n_floats() + lora.n_parameters(learner.backbone)
 
     @staticmethod
     def experts(learner: Learner) -> Any:
@@ -107,11 +80,7 @@ class LoRAExperts(Strategy):
             p.requires_grad_(True)
 
     def parameter_groups(self, learner: Learner, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        # Weight decay would wear away the rows of earlier experts, which get no gradient.
-        own = {id(p) for p in self.experts(learner).parameters()}
-        kept = [{**g, "params": [p for p in g["params"] if id(p) not in own]} for g in groups]
-        apart = {"params": [p for g in groups for p in g["params"] if id(p) in own], "weight_decay": 0.0}
-        return [g for g in (*kept, apart) if g["params"]]
+        return self.experts(learner).without_decay(groups)
 
     # -- the model -------------------------------------------------------------------------------------------------
     def forward(self, learner: Learner, batch: Batch, run: Run) -> Output:
@@ -120,38 +89,21 @@ class LoRAExperts(Strategy):
             lora.activate(learner.backbone, [_name(learner.experience.index)])
             features = run(batch).features
         else:
-            expert = self.choose(learner, batch, run)
+            expert = self.experts(learner).choose(learner, batch, lambda: self.bare(learner, batch, run))
             with lora.per_sample(learner.backbone, expert, [_name(e.index) for e in learner.seen]):
                 features = run(batch).features
         return Output(self.experts(learner).head(features, expert), features)
 
-    def choose(self, learner: Learner, batch: Batch, run: Run) -> Tensor:
-        """The expert of each sample, int64 [B]."""
-        if learner.info.task_ids:
-            index_of_task = {e.task_label: e.index for e in learner.seen}
-            table = torch.tensor([index_of_task.get(t, 0) for t in range(max(index_of_task) + 1)])
-            return table.to(batch["task_labels"].device)[batch["task_labels"]]
-        experts = self.experts(learner)
+    @staticmethod
+    def bare(learner: Learner, batch: Batch, run: Run) -> Tensor:
+        """Features [B, D] without any adapter."""
         lora.activate(learner.backbone, None)
-        similarity = F.normalize(run(batch).features, dim=1) @ F.normalize(experts.means, dim=1).T
-        return experts.experience_of_mean[similarity.argmax(1)]
+        return run(batch).features
 
-    # -- the end of an experience --------------------------------------------------------------------------------------
-    @torch.no_grad()
+    # -- the end of an experience ---------------------------------------------------------------------------------
     def after_experience(self, learner: Learner, experience: Experience) -> None:
-        was_training = learner.training
-        learner.eval()
-        lora.activate(learner.backbone, None)
-        experts = self.experts(learner)
-        sums = torch.zeros(len(experience.classes), experts.means.shape[1], device=learner.device)
-        counts = sums.new_zeros(len(experience.classes))
-        classes = torch.tensor(experience.classes, device=learner.device)
-        for batch in learner.batches(experience.train):
-            position = torch.searchsorted(classes, batch["labels"])
-            sums.index_add_(0, position, F.normalize(learner.run(batch).features, dim=1))
-            counts += torch.bincount(position, minlength=len(classes))
-        experts.means[experts.experience_of_mean == experience.index] = sums / counts[:, None].clamp_min(1)
-        learner.train(was_training)
+        self.experts(learner).learn_means(learner, experience, lambda batch: self.bare(learner, batch, learner.run))
+        lora.activate(learner.backbone, [_name(experience.index)])  # what a training step costs is measured with it
 
     def cost(self) -> dict[str, int | float]:
         return {"extra_parameters": self.extra}

@@ -24,9 +24,12 @@ class Observers:
         run_dir: the run directory.
         results: the record; of a resumed run with what it holds so far.
         resume: the run goes on where it stopped.
+        quiet: say nothing on the terminal.
     """
 
-    def __init__(self, config: dict[str, Any], run_dir: Path, results: Results, *, resume: bool = False) -> None:
+    def __init__(
+        self, config: dict[str, Any], run_dir: Path, results: Results, *, resume: bool = False, quiet: bool = False
+    ) -> None:
         stream, metric = results.stream, results.primary_metric
         self.results, self.batch_size = results, config["batch_size"]
         self.tracker = Tracker(
@@ -40,7 +43,9 @@ class Observers:
             higher_is_better=metric["higher_is_better"],
             matrix=results.matrix,
         )
-        self.terminal = TerminalProgress(stream["n_experiences"], stream["class_names"], metric=metric["name"])
+        self.terminal = TerminalProgress(
+            stream["n_experiences"], stream["class_names"], not quiet, metric=metric["name"]
+        )
         self.callbacks: list[pl.Callback] = [self.terminal, _Epochs(self)]
         self._show_finished = resume
         self._experience, self._epoch, self._logged_step = 0, 0, -1

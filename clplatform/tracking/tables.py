@@ -27,6 +27,8 @@ METRICS = {
     "forward_transfer": "Forward transfer",
     "learning_accuracy": "Learning accuracy",
     "intransigence": "Intransigence",
+    "transfer": "Transfer",
+    "forgetting_ratio": "Forgetting ratio",
     "worst_accuracy": "Worst accuracy",
 }
 
@@ -161,7 +163,7 @@ def print_summary(
 
 def _metric(name: str, value: float) -> str:
     signed = "transfer" in name
-    if name in METRICS:
+    if name in METRICS and name != "forgetting_ratio":
         return f"{100 * value:+.1f} %" if signed else f"{100 * value:.1f} %"
     return f"{value:.4g}"
 

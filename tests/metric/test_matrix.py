@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from clplatform.metric.matrix import (
     average_forgetting,
     backward_transfer,
     forgetting_per_experience,
+    forgetting_ratio,
     forward_transfer,
     intransigence,
     learning_accuracy,
@@ -84,7 +86,22 @@ def test_forgetting_per_experience_by_hand():
     ]
 
 
-def naive(matrix: list[list[float]], reference: list[list[float]]) -> dict[str, float]:
+def negative(values: Any) -> Any:
+    return [negative(v) for v in values] if isinstance(values, list) else -values
+
+
+def test_forgetting_ratio_from_untrained_to_joint():
+    joint, start = [[0.5, 0.5], [1.0, 0.5], [0.9, 0.7]], [0.5, None]
+    assert forgetting_ratio([[0.5, None], [1.0, None], [0.9, 0.7]], joint, start) == pytest.approx(0.0)
+    assert forgetting_ratio([[0.5, None], [1.0, None], [0.5, 0.0]], joint, start) == pytest.approx(-1.0)
+    same = [[0.5, 0.5], [1.0, 0.5], [0.5, 0.7]]  # no room to lose on the first
+    assert forgetting_ratio([[0.5, None], [1.0, None], [0.2, 0.35]], same, start) == pytest.approx(-0.5)
+    assert forgetting_ratio(joint, None, start) is None
+
+
+def naive(
+    matrix: list[list[float]], reference: list[list[float]], alone: list[list[float]], start: list[float]
+) -> dict[str, float]:
     """The formulas as loops over 1 … T."""
     t = len(matrix[0])
 
@@ -101,6 +118,9 @@ def naive(matrix: list[list[float]], reference: list[list[float]]) -> dict[str, 
         "forward_transfer": sum(r(j - 1, j) - r(0, j) for j in range(2, t + 1)) / (t - 1),
         "learning_accuracy": sum(r(j, j) for j in everyone) / t,
         "intransigence": sum(reference[j][j - 1] - r(j, j) for j in everyone) / t,
+        "transfer": sum(r(j, j) - alone[j][j - 1] for j in everyone) / t,
+        "forgetting_ratio": sum((r(t, j) - start[j - 1]) / (reference[t][j - 1] - start[j - 1]) - 1 for j in everyone)
+        / t,
         "worst_accuracy": sum(min(r(i, j) for i in range(j + 1, t + 1)) for j in old) / (t - 1),
     }
 
@@ -108,19 +128,30 @@ def naive(matrix: list[list[float]], reference: list[list[float]]) -> dict[str, 
 @pytest.mark.parametrize("t", [2, 3, 7, 20])
 def test_against_a_naive_loop(t: int):
     rng = np.random.default_rng(t)
-    matrix, reference = rng.random((2, t + 1, t)).tolist()
-    assert summarize(matrix, reference=reference) == pytest.approx(naive(matrix, reference), abs=1e-12)
+    matrix, joint, alone = rng.random((3, t + 1, t)).tolist()
+    start = rng.random(t).tolist()
+    found = summarize(matrix, joint=joint, independent=alone, untrained=start)
+    assert found == pytest.approx(naive(matrix, joint, alone, start), abs=1e-9)
 
 
 @pytest.mark.parametrize("t", [2, 5])
 def test_lower_is_better_turns_signs_once(t: int):
     """A perplexity P is judged like the higher-is-better score −P, with averages in the unit of P."""
     rng = np.random.default_rng(t)
-    matrix, reference = (5 + rng.random((2, t + 1, t))).tolist()
-    lower = summarize(matrix, higher_is_better=False, reference=reference)
+    matrix, reference, alone = (5 + rng.random((3, t + 1, t))).tolist()
+    start = (8 + rng.random(t)).tolist()
+    references = {"joint": reference, "independent": alone, "untrained": start}
+    lower = summarize(matrix, higher_is_better=False, **references)
     turned = [[-v for v in row] for row in matrix]
-    higher = summarize(turned, reference=[[-v for v in row] for row in reference])
-    for name in ("average_forgetting", "backward_transfer", "forward_transfer", "intransigence"):
+    higher = summarize(turned, **{n: negative(v) for n, v in references.items()})
+    for name in (
+        "average_forgetting",
+        "backward_transfer",
+        "forward_transfer",
+        "intransigence",
+        "transfer",
+        "forgetting_ratio",
+    ):
         assert lower[name] == pytest.approx(higher[name])
     for name in ("average_accuracy", "average_anytime_accuracy", "learning_accuracy", "worst_accuracy"):
         assert lower[name] == pytest.approx(-(higher[name] or math.nan))
@@ -197,7 +228,7 @@ def test_ranges_hold_at_the_extremes():
     lost = [[0.0] * t] + [[1.0 if i == j else 0.0 for j in range(t)] for i in range(t)]
     gained = [[1.0] * t] + [[0.0] * t] * (t - 1) + [[1.0] * t]
     for matrix in (lost, gained, [[0.0] * t] * (t + 1), [[1.0] * t] * (t + 1)):
-        for name, value in summarize(matrix, reference=lost).items():
+        for name, value in summarize(matrix, joint=lost, independent=lost, untrained=[0.0] * t).items():
             assert value is not None
             low, high = ranges[name]
             assert low <= value <= high

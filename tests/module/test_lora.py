@@ -13,6 +13,7 @@ from transformers import AutoModel
 from world import DIM, TinyBackbone
 
 from clplatform.module import lora
+from clplatform.types import ClplatformError
 
 KINDS = ["bert", "distilbert", "vit"]
 
@@ -237,3 +238,66 @@ def test_adapters_are_saved_with_the_backbone() -> None:
         with lora.per_sample(model, choice, ["a", "b"]):
             found.append(model(batch))
     assert torch.equal(*found)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", KINDS)
+def test_merged_into_the_weights_an_adapter_does_the_same(kind: str) -> None:
+    backbone, batch = encoder(kind)
+    bare = {n: t.clone() for n, t in backbone.state_dict().items()}
+    add(backbone, "a", "b", rank=2, alpha=6.0)
+    lora.activate(backbone, ["a"])
+    expected = backbone(batch)
+    lora.merge(backbone, "a")
+    torch.testing.assert_close(backbone(batch), expected, rtol=1e-4, atol=1e-5)
+    lora.activate(backbone, None)
+    torch.testing.assert_close(backbone(batch), expected, rtol=1e-4, atol=1e-5)
+    for name, layer in lora.named_layers(backbone).items():
+        a, b = layer.lora_A["a"].weight, layer.lora_B["a"].weight
+        assert a.any() and not b.any()
+        assert layer.lora_B["b"].weight.any()
+        change = layer.get_base_layer().weight - bare[f"{name}.weight"]
+        assert torch.linalg.matrix_rank(change) == 2
+    adapted = {f"{name}.base_layer.weight" for name in lora.named_layers(backbone)}
+    for name, value in backbone.state_dict().items():
+        if "lora_" not in name and name not in adapted:
+            assert torch.equal(value, bare[name.replace(".base_layer", "")]), name
+
+
+@torch.no_grad()
+def test_a_renewed_adapter_is_a_new_one() -> None:
+    backbone, batch = encoder("bert")
+    before = backbone(batch)
+    add(backbone, "a", "b", rank=8)
+    old = [p.clone() for p in lora.adapter_parameters(backbone, "a")]
+    lora.renew(backbone, "a", torch.Generator().manual_seed(5))
+    lora.activate(backbone, ["a"])
+    assert torch.equal(backbone(batch), before)
+    new = lora.adapter_parameters(backbone, "a")
+    for i, layer in enumerate(lora.layers(backbone)):
+        a, b = new[2 * i], new[2 * i + 1]
+        assert not torch.equal(a, old[2 * i])
+        assert not b.any()
+        bound = 1 / 16**0.5  # of nn.Linear with 16 inputs
+        assert 0.9 * bound < a.abs().max() <= bound
+        assert layer.lora_B["b"].weight.any()
+    lora.renew(backbone, "b", torch.Generator().manual_seed(5))
+    assert torch.equal(new[0], lora.adapter_parameters(backbone, "b")[0])  # by the generator
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_projections_are_found_by_their_role(kind: str) -> None:
+    backbone, _ = encoder(kind)
+    found = {roles: lora.targets_of(backbone, roles) for roles in ("q", "k", "v", "qv", "kv")}
+    assert [len(found[r]) for r in ("q", "k", "v", "qv", "kv")] == [3, 3, 3, 6, 6]
+    assert {n.rpartition(".")[2][0] for n in found["k"]} == {"k"}
+    assert set(found["k"] + found["v"]) == set(found["kv"])
+    assert set(found["q"] + found["v"]) == set(found["qv"]) == set(lora.targets_of(backbone))
+    lora.add_adapter(backbone, "a", rank=2, alpha=2, dropout=0.0, roles="kv")
+    assert {n.rpartition(".")[2][0] for n in lora.named_layers(backbone)} == {"k", "v"}
+
+
+def test_a_backbone_without_linear_layers_is_refused() -> None:
+    backbone, _ = encoder("gpt2")
+    with pytest.raises(ClplatformError, match="GPT2Model has no linear layers .*: choose another"):
+        add(backbone, "a")

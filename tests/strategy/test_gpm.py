@@ -14,7 +14,8 @@ from strategies import from_page
 from text_world import TinyTextStream, make_text_experiment
 from world import TinyStream
 
-from clplatform.strategy.gpm import GPM, grown_basis
+from clplatform.projection.subspace import grown_basis
+from clplatform.strategy.gpm import GPM
 
 OPTIMIZERS = {
     "sgd": partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=0.1),

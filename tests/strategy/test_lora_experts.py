@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from world import TinyStream, make_experiment
 
+from clplatform.metric.flops import measure
+from clplatform.module import lora
 from clplatform.strategy.base import Chain
 from clplatform.strategy.lora_experts import LoRAExperts
 from clplatform.types import MASKED
@@ -186,3 +188,14 @@ def test_an_evaluation_between_training_steps_asks_the_bare_backbone(tmp_path: P
     expected = learner(batch).logits
     learner.train()(stream[2].train.fetch(torch.arange(8)))
     assert torch.equal(learner.eval()(batch).logits, expected)
+
+
+def test_a_training_step_is_counted_with_its_adapter_and_its_gradients(tmp_path: Path) -> None:
+    strategies = {"lora_experts": make(first="adapter")}
+    experiment = make_experiment(tmp_path, strategies, stream=TinyStream(2), optimizer=ADAMW)
+    experiment.run()
+    backbone = experiment.learner.backbone
+    lora.activate(backbone, ["experience_1"])
+    step, ask = (measure(backbone, (1, 1, 12), gradients) for gradients in (True, False))
+    assert step > ask > 2 * 12 * 16
+    assert experiment.results.cost["flops"] == 2 * 32 * (2 * step + ask)  # two epochs, and one pass for the means
