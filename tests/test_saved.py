@@ -101,7 +101,7 @@ def test_whatever_it_was_trained_with(name: str, tmp_path: Path) -> None:
     backbone = VIT if is_for_transformers(name) else ["backbone=mlp", "backbone.hidden=[16]"]
     if "pretrained" in from_page(name).needs:
         image_encoder(
-            config=config("vit", image_size=8, patch_size=2),
+            config=config("vit", image_size=8, patch_size=2, num_hidden_layers=5),  # as many as prompts are put into
             input=InputSpec("image", shape=(1, 8, 8), mean=(0.5,), std=(0.5,)),
         ).model.save_pretrained(tmp_path / "weights")
         backbone = [f"backbone.pretrained={tmp_path / 'weights'}", "backbone.config=null"]

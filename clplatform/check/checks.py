@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from clplatform.check.subject import Run, Subject, tensors
 from clplatform.check.world import TinyBackbone, TinyStream, same
 from clplatform.data import Loader, TensorData
 from clplatform.memory.buffer import Buffer
+from clplatform.schedule import schedule
 from clplatform.strategy.base import FAMILIES, Chain
 from clplatform.types import ClplatformError
 
@@ -204,12 +206,12 @@ def state(subject: Subject) -> None:
 
 def resumes(subject: Subject) -> None:
     """A run that is killed in the middle of an epoch, or between experiences, goes on to the same bits."""
-    whole = subject.run(fitter=FITTER)
+    whole = subject.run(**STOPPABLE)
     for batch, where in ((5, "in the middle of the second experience"), (0, "after the first experience")):
         folder = subject.folder()
-        if not subject.new_run(folder=folder, kill=batch, fitter=FITTER).killed:
+        if not subject.new_run(folder=folder, kill=batch, **STOPPABLE).killed:
             continue  # it trains nothing by gradients, so that there is no batch to stop after
-        resumed = subject.new_run(folder=folder, resume=True, fitter=FITTER)
+        resumed = subject.new_run(folder=folder, resume=True, **STOPPABLE)
         promise(
             same(whole.after[1], resumed.after[-1]),
             f"killed {where}, it went on to other weights: something is missing from state_dict() or drawn from "
@@ -218,7 +220,10 @@ def resumes(subject: Subject) -> None:
         promise(whole.results.matrix == resumed.results.matrix, f"killed {where}, it went on to other accuracies")
 
 
-FITTER = {"checkpoint_every": 2}
+# With a schedule, because Lightning loses the loader's position where the optimizer asks for the number of steps.
+STOPPABLE: dict[str, Any] = {
+    "fitter": {"checkpoint_every": 2}, "schedule": partial(schedule, kind="linear", warmup=0.2),
+}  # fmt: skip
 
 
 def rebuilt(subject: Subject, run: Run) -> Any:

@@ -29,6 +29,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "seq_star": {"warm_up": 2, "classifier_lr": None},
     "packnet": {"prune": 0.5, "retrain_epochs": 2},
     "ogd": {"samples": 8},
+    "der_net": {"capacity": 20, "epochs": 3},
     "hat": {"first": "adapter", "adapter_lr": 0.01},  # position embeddings would swamp words that come later
     "l2p": {"pool": 6, "length": 2, "choose": 2, "features": "backbone", "mask": False, "lr": None},
     "dualprompt": {"g_layers": [1], "g_length": 2, "e_layers": [1], "e_length": 3, "mask": False, "lr": None},

@@ -53,7 +53,7 @@ class Strategy:
             `pretrained`, `hidden_states`, `transformer`, `past_data` (`learner.past`: upper bounds only).
         excludes: families it cannot be combined with, because of `why_not`.
         first_experience_is_finetuning: in the first experience the weights are bit-identical to those of
-            plain fine-tuning (the contract test holds it to this word); if not, `why_not` says why.
+            plain fine-tuning (`clplatform check` holds it to this word); if not, `why_not` says why.
     """
 
     family: ClassVar[str] = "baseline"
