@@ -49,7 +49,8 @@ def complete(config: dict[str, Any], run_dir: Path, *, resume: bool = False, not
     check(config)
     if (config.get("protocol") or {}).get("name") == "tune_first" and "chosen" not in config["protocol"]:
         check_protocol(config)
-        config = tune_first(config, root, partial(execute, quiet=True), partial(print, flush=True))
+        config, how = tune_first(config, root, partial(execute, quiet=True), partial(print, flush=True))
+        notices = [*notices, how]
     results = execute(config, run_dir, resume=resume, notices=notices)
     if config.get("references"):
 

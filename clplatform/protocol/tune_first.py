@@ -117,8 +117,8 @@ def check_protocol(config: Config) -> None:
                 check_node(path, {**node, key: value})
 
 
-def tune_first(config: Config, root: Path, execute: Execute, tell: Callable[[str], None]) -> Config:
-    """The configuration with the settings that did best.
+def tune_first(config: Config, root: Path, execute: Execute, tell: Callable[[str], None]) -> tuple[Config, str]:
+    """The configuration with the settings that did best, and a sentence on how they were found.
 
     Args:
         config: resolved, with `protocol` tune_first.
@@ -132,7 +132,19 @@ def tune_first(config: Config, root: Path, execute: Execute, tell: Callable[[str
     chosen: Settings = record["chosen"]
     done = with_settings(config, chosen)
     done["protocol"] = {**config["protocol"], CHOSEN: chosen, BEFORE: {name: get(config, name) for name in chosen}}
-    return done
+    return done, sentence(record, config["protocol"])
+
+
+def sentence(record: Config, protocol: Config) -> str:
+    """For the record and the report: what was chosen, by how many trials, at what cost."""
+    trials, given = record["trials"], record["trials"][0]
+    seconds = sum(t["seconds"] for t in trials)
+    before = "the settings as given failed" if given["problem"] else f"as given: {given['score']:.1%}"
+    return (
+        f"Tuned first: {len(trials)} trials on the first {protocol['experiences']} experiences of another class order (seed "
+        f"{protocol['seed']}), by validation accuracy, {seconds:.0f} s for all seeds together; chosen: "
+        f"{words(record['chosen'])} ({record['score']:.1%}; {before})"
+    )
 
 
 def tuned_record(config: Config, base: Config, folder: Path, execute: Execute, tell: Callable[[str], None]) -> Config:

@@ -97,7 +97,9 @@ def test_seeds_share_their_trials_and_run_with_what_did_best(capsys: pytest.Capt
         used = yaml.safe_load((run / "config.yaml").read_text())
         assert used["optimizer"]["lr"] == best["settings"]["optimizer.lr"]
         assert used["strategy"]["ewc"]["strength"] == best["settings"]["strategy.ewc.strength"]
-        assert json.loads((run / "results.json").read_text())["protocol"]["chosen"] == tuning["chosen"]
+        record = json.loads((run / "results.json").read_text())
+        assert record["protocol"]["chosen"] == tuning["chosen"]
+        assert any(note.startswith("Tuned first: 3 trials on the first 2 experiences") for note in record["notes"])
         assert identity(used) == run.name  # so that the same command finds it again
         assert untuned(used)["strategy"]["ewc"]["strength"] == 1000.0
     again = call(capsys, "-m", *TUNED, "seed=1,2", "hydra.sweep.dir=out")
