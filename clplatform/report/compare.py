@@ -7,7 +7,7 @@ from pathlib import Path
 
 from clplatform.metric.matrix import average_accuracy, intransigence
 from clplatform.report import figures
-from clplatform.report.comparison_tables import averages, every_run, left_out, relative, to_csv, values_of
+from clplatform.report.comparison_tables import averages, costs, every_run, left_out, relative, to_csv, values_of
 from clplatform.report.document import Document, Figure, Headline, Part, Section, Table, Text
 from clplatform.report.format import is_share, spread, words
 from clplatform.report.grouping import Group, Setting, independent, settings
@@ -34,14 +34,16 @@ def compare(folders: Sequence[Path], empty: Sequence[Path], output: Path) -> tup
     for run in runs:
         (complete if is_complete(run) else incomplete).append(run)
     found, repeated = [], []
+    against_joint: set[str] = set()
     for setting in settings(complete):
         for group in setting.groups:
             group.runs, again = independent(group.runs)
             repeated += again
         setting.groups.sort(key=_rank)
-        refer_to_joint(setting)
+        if refer_to_joint(setting):
+            against_joint.add(setting.title)
         found.append(setting)
-    sections = [_section(i, setting, output) for i, setting in enumerate(found)]
+    sections = [_section(i, setting, output, setting.title in against_joint) for i, setting in enumerate(found)]
     sections.append(left_out(incomplete, repeated, broken, output))
     averaged = sum(len(group.runs) for setting in found for group in setting.groups)
     document = Document(
@@ -100,16 +102,16 @@ def _seeds(group: Group) -> str:
     return f"{n} seed{'s' if n != 1 else ''}"
 
 
-def _section(index: int, setting: Setting, output: Path) -> Section:
+def _section(index: int, setting: Setting, output: Path, against_joint: bool) -> Section:
     """One setting: averages, curves, heat maps, differences in settings, and every run."""
     name, metric = f"setting-{index + 1}", setting.metric
-    parts: list[Part] = [averages(setting)]
+    parts: list[Part] = [averages(setting), costs(setting)]
     if setting.differences:
         labels = [group.label for group in setting.groups]
         rows = [[label, *(values[label] for values in setting.differences.values())] for label in labels]
         caption = "Settings that differ between the groups, beside those of the strategies"
         parts.append(Table(caption, ["strategy", *setting.differences], rows))
-    if any(run.metrics["intransigence"] is not None for group in setting.groups for run in group.runs):
+    if against_joint:
         parts.append(Text("Intransigence is measured against the mean of the joint runs of this comparison."))
     parts.append(_curves(setting, name))
     for i, group in enumerate(setting.groups):
@@ -138,16 +140,22 @@ def _curves(setting: Setting, name: str) -> Figure:
     return Figure(f"Average {words(metric)} over the stream", svg, reading, wide=True)
 
 
-def refer_to_joint(setting: Setting) -> None:
-    """Set the intransigence of all runs that have none, if joint training is among the groups, exactly once."""
+def refer_to_joint(setting: Setting) -> bool:
+    """Set the intransigence of all runs that have none, if joint training is among the groups, exactly once. Was there
+    one to set?"""
     joint = [group for group in setting.groups if group.runs[0].rows("strategy") == ["joint"]]
     if len(joint) != 1:
-        return
+        return False
     reference = mean_matrix([run.matrix for run in joint[0].runs])
-    for group in setting.groups:
-        for run in group.runs if group is not joint[0] else ():
-            if run.metrics["intransigence"] is None:
-                run.metrics["intransigence"] = intransigence(run.matrix, reference, run.higher_is_better)
+    without = [
+        run
+        for group in setting.groups
+        for run in (group.runs if group is not joint[0] else ())
+        if run.metrics["intransigence"] is None
+    ]
+    for run in without:
+        run.metrics["intransigence"] = intransigence(run.matrix, reference, run.higher_is_better)
+    return bool(without)
 
 
 def mean_matrix(matrices: Sequence[Matrix]) -> Matrix:

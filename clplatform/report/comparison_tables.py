@@ -5,12 +5,23 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from clplatform.metric.matrix import METRICS, Metric
 from clplatform.report.document import Section, Table, Text
-from clplatform.report.format import NONE, is_share, mean_std, metric_value, seconds, shorten, spread, words
+from clplatform.report.format import (
+    NONE,
+    is_share,
+    mean_std,
+    metric_value,
+    scientific,
+    seconds,
+    shorten,
+    size,
+    spread,
+    words,
+)
 from clplatform.report.grouping import Group, Setting
 from clplatform.report.run import Run, number
 
@@ -62,6 +73,37 @@ def _time(group: Group) -> str:
         return NONE
     mean, deviation = mean_std(values)
     return f"{mean:.1f}" + ("" if deviation is None else f" ± {deviation:.1f}")
+
+
+# What is shown of a run's costs: its name in the record → column, and how to write it.
+COSTS: dict[str, tuple[str, Callable[[float], str]]] = {
+    "seconds": ("time", seconds),
+    "flops": ("FLOPs", scientific),
+    "steps": ("steps", lambda value: f"{value:,.0f}"),
+    "samples": ("samples trained on", lambda value: f"{value:,.0f}"),
+    "peak_memory_bytes": ("peak memory", size),
+    "extra_parameters": ("numbers held beside the model", lambda value: f"{value:,.0f}"),
+    "stored_samples": ("samples stored", lambda value: f"{value:,.0f}"),
+    "buffer_bytes": ("memory of them", size),
+}
+
+
+def costs(setting: Setting) -> Table:
+    """What every group costs, averaged over its runs; only what some group has."""
+    means: dict[str, dict[str, float]] = {}
+    for group in setting.groups:
+        own = [run.part("cost") for run in group.runs]
+        values = {name: [v for cost in own if (v := number(cost.get(name))) is not None] for name in COSTS}
+        means[group.label] = {name: mean_std(v)[0] for name, v in values.items() if v}
+    used = [name for name in COSTS if any(means[group.label].get(name) for group in setting.groups)]
+    rows = [
+        [
+            group.label,
+            *(COSTS[name][1](means[group.label][name]) if name in means[group.label] else NONE for name in used),
+        ]
+        for group in setting.groups
+    ]
+    return Table("What it costs, mean over seeds", ["strategy", *(COSTS[name][0] for name in used)], rows)
 
 
 def every_run(setting: Setting, output: Path) -> Table:

@@ -11,7 +11,8 @@ from clplatform.report.run import Run
 
 # Settings that change no numbers, or only by chance: seeds, names, places, machinery.
 NEUTRAL = re.compile(
-    r"^(seed|stream\.seed|stream\.class_order|name|num_workers|threads)$|^(hydra|tracking|checkpoint|experiment)(\.|$)"
+    r"^(seed|stream\.seed|stream\.class_order|name|num_workers|threads|references)$"
+    r"|^(hydra|tracking|checkpoint|experiment|protocol\.(chosen|before))(\.|$)|\._tune_\."
     r"|(_dir|path|folder)$"
 )
 
