@@ -3,7 +3,7 @@
 While a model runs only the rows that pass are counted, by the size of a sample; what a sample costs is measured by
 PyTorch's own counter on one dummy sample, later. A multiply-add is two operations. Passes with gradients count
 forward and backward (of what is trained), passes of a teacher or of an importance estimate count as what they are.
-Heads, losses, optimizers and element-wise work are left out, as is usual.
+Heads, losses, optimizers and element-wise work are left out, as is usual; so are the tokens that prompts add.
 """
 
 from __future__ import annotations
@@ -98,4 +98,5 @@ def measure(backbone: nn.Module, shape: tuple[int, ...], gradients: bool) -> flo
     finally:
         for module, mode in modes.items():
             module.training = mode
-    return float(counter.get_total_flops())
+    # Gradients pass through a frozen backbone to what was put into it (prompts): one more product for each of its own.
+    return float(counter.get_total_flops()) * (2 if gradients and not trained else 1)

@@ -51,7 +51,18 @@ def test_what_is_frozen_has_no_backward() -> None:
     model = Perceptron()
     model.first.requires_grad_(False)
     assert measure(model, (1, 3, 4), gradients=True) == FORWARD + 2 * 16 * 5
-    assert measure(model.requires_grad_(False), (1, 3, 4), gradients=True) == FORWARD
+    assert measure(model.requires_grad_(False), (1, 3, 4), gradients=False) == FORWARD
+
+
+def test_gradients_that_pass_through_a_frozen_model_cost_a_product_for_each_of_its_own() -> None:
+    """As prompts get them: of a batch whose input, not its weights, has a gradient."""
+    model = Perceptron().requires_grad_(False)
+    meter = FlopMeter()
+    meter.watch(model)
+    x = images(3)
+    x["pixel_values"].requires_grad_(True)
+    model(x).sum().backward()
+    assert meter.flush(model) == 3 * 2 * FORWARD
 
 
 def test_measuring_changes_nothing() -> None:
