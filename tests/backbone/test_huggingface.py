@@ -188,7 +188,7 @@ def test_a_page_builds_on_a_fitting_stream(name: str) -> None:
     if not without_download(node):
         pytest.skip("its weights would have to be downloaded")
     torch.manual_seed(0)
-    if "HuggingFaceText" in node["_target_"]:
+    if node["_target_"].endswith("Text"):
         spec = InputSpec("text", vocab_size=50, pad_token_id=0, max_length=12)
         batch: Any = texts()
     else:
