@@ -9,14 +9,19 @@ from typing import Any
 
 import torch
 
-from clplatform.config import EXTRA
+from clplatform.config import EXTRA, is_full
 from clplatform.data import derive_seed
 from clplatform.fitting import Fitter
 from clplatform.learner import Learner
 from clplatform.machine import check_device
 from clplatform.signature import OURS, find
 from clplatform.strategy.base import Chain, Strategy
+from clplatform.tuning.base import Tuning
+from clplatform.tuning.full import Full
 from clplatform.types import ClplatformError, Stream, StreamInfo
+
+# Families whose strategies put parts into the backbone, copy it, or mask its weights.
+OWN_STRUCTURE = frozenset({"expansion", "isolation", "prompt"})
 
 
 def make(node: dict[str, Any], **given: Any) -> Any:
@@ -138,6 +143,46 @@ def check_needs(chain: Chain, info: StreamInfo, config: dict[str, Any]) -> None:
                 raise ClplatformError(f"{who} needs {what}, but {problem}")
 
 
+def build_tuning(config: dict[str, Any]) -> Tuning:
+    """What is trained of the backbone; a configuration of before there was a choice has all of it trained."""
+    if config.get("tuning") is None:
+        return Full()
+    tuning = make(without_extra(config, "tuning"))
+    if not hasattr(tuning, "add"):
+        raise ClplatformError(
+            f"tuning._target_={config['tuning']['_target_']}: not a tuning; derive it from clplatform.tuning.base.Tuning"
+        )
+    return tuning
+
+
+def check_tuning(config: dict[str, Any], chain: Chain) -> None:
+    """Only one may say what is trained of the backbone.
+
+    Raises:
+        ClplatformError: a strategy, or `backbone.freeze`, says so too.
+    """
+    if is_full(config):
+        return
+    chosen = f"tuning={build_tuning(config).name}"
+    freeze = config["backbone"].get("freeze", "none")
+    if freeze != "none":
+        raise ClplatformError(f"backbone.freeze={freeze}: {chosen} freezes the backbone already; leave it at none")
+    for name, strategy in chain.strategies.items():
+        if strategy.family in OWN_STRUCTURE:
+            raise ClplatformError(
+                f"strategy={name} ({strategy.family}) has parts, copies or masks of its own and says itself what is trained: "
+                f"it cannot be combined with {chosen}; leave tuning=full"
+            )
+
+
+def tuning_notes(config: dict[str, Any]) -> list[str]:
+    """What a run's record should say about its tuning."""
+    if is_full(config) or config["backbone"].get("pretrained"):
+        return []
+    name = build_tuning(config).name
+    return [f"tuning={name} keeps the backbone's weights, which are random: it is meant for pretrained ones"]
+
+
 def check_capacity(chain: Chain, info: StreamInfo) -> None:
     """A memory must have room for a sample of every class."""
     n_classes = len(info.class_names)
@@ -190,6 +235,7 @@ def build_learner(
     if assets is not None:
         given |= {"load_weights": False, "assets": assets}
     backbone = make(without_extra(config, "backbone"), **given)
+    build_tuning(config).apply(backbone, info.input)
     make_head = partial(make, config["head"], feature_size=backbone.feature_size)
     return Learner(
         backbone=backbone,

@@ -12,6 +12,7 @@ HELP = """clplatform: continual learning on Transformers, from a configuration t
 
   clplatform [settings]              one run; without settings the quickstart (digits, a small ViT, replay)
   clplatform -m [settings]           a sweep: several values with commas, e.g. strategy=ewc,replay seed=0,1,2
+                                     sweep=local_parallel, slurm, ray: jobs side by side; sweep=optuna: a search
   clplatform resume RUN              go on where a run stopped, to the same numbers
   clplatform report PATH...          (re)write the report of a run; compare several runs or a sweep
   clplatform predict RUN [INPUT]     classify new samples (text lines, CSV, JSONL, images, .npy; - reads standard input)
@@ -20,6 +21,7 @@ HELP = """clplatform: continual learning on Transformers, from a configuration t
 
 Settings
   stream=split_digits  backbone=vit_tiny  head=single  strategy=replay or strategy=[replay,lwf]
+  tuning=lora  tuning.rank=8  (full: the whole backbone)  or dora, ia3, adapter, prefix, prompt, bitfit
   optimizer=adamw  scheduler=constant  tracking=wandb  experiment=<recipe>  seed=0  batch_size=32
   stream.scenario=class_incremental  stream.n_experiences=5  stream.seed=1  trainer.max_epochs=10
   strategy.replay.capacity=200  strategy.ewc.strength=1000  optimizer.lr=0.001  ...

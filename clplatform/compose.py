@@ -7,28 +7,36 @@ import contextlib
 import io
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from clplatform.config import conf_dir, drop_ghosts, identity, resolved
+from clplatform.config import conf_dir, drop_ghosts, resolved
 from clplatform.explain import explain, pages
-from clplatform.files import read_json
-from clplatform.run import objective, show
+from clplatform.run import show
+from clplatform.search import continue_search
 from clplatform.signature import suggest
+from clplatform.sweep import LOCK, LOST, read_records, run_apart, sweep_job, write_record
 from clplatform.types import ClplatformError
 
+RECORDS = "CLPLATFORM_JOBS"  # environment variable of a job that runs beside others: where it leaves its record
 HYDRA_RECORD = ("config.yaml", "hydra.yaml", "overrides.yaml")  # what Hydra writes into a run's .hydra/
 
 
@@ -38,6 +46,11 @@ class Command:
 
     jobs: dict[Path, str | None] = field(default_factory=dict)  # of a sweep: run directory → what went wrong, or None
     begun: bool = False
+    # Of a sweep: its folder; the settings of its jobs; where jobs in other processes leave records; does one choose settings?
+    sweep: Path | None = None
+    expected: list[str] = field(default_factory=list)
+    records: Path | None = None
+    search: bool = False
     # Raised when Hydra has returned, which would print a line of its own.
     refusal: ClplatformError | None = None
     # Folders that were not there before, the deepest first.
@@ -66,27 +79,32 @@ def compose_and_run(arguments: list[str], task: Callable[[DictConfig], Any] | No
     folders = [*([Path(flags.config_dir)] if flags.config_dir else []), conf_dir()]
     try:
         call_hydra([*[a for a in arguments if a not in flags.overrides], *flags.overrides], task or job)  # flags first
-    except (HydraException, OmegaConfBaseException) as error:
-        if isinstance(error.__cause__, ClplatformError):
-            raise error.__cause__ from None
-        raise explain(error, flags.overrides, folders) from error
+    except NotBegun as stop:
+        raise ClplatformError(str(stop)) from stop.__cause__
     except Exception as error:
+        if _command.jobs or records():  # the jobs of a sweep
+            return finish_sweep(error)
+        if isinstance(error, HydraException | OmegaConfBaseException):
+            if isinstance(error.__cause__, ClplatformError):
+                raise error.__cause__ from None
+            raise explain(error, flags.overrides, folders) from error
         if not _command.begun and isinstance(error, OSError) and error.filename:
             raise ClplatformError(f"{error.filename}: no folder can be made there ({error.strerror})") from error
         if not _command.begun and isinstance(error, ValueError):
             raise explain(error, flags.overrides, folders) from error
-        if not _command.jobs:  # a single run: its traceback is the best there is
-            raise
+        if _command.records is not None:
+            raise ClplatformError(f"the jobs cannot be started: {type(error).__name__}: {error}") from error
+        raise  # a single run: its traceback is the best there is
     finally:
         _command.tidy()
     if _command.refusal is not None:
         raise _command.refusal
-    return finish_sweep() if _command.jobs else 0
+    return finish_sweep() if _command.sweep is not None else 0
 
 
 def call_hydra(arguments: list[str], task: Callable[[DictConfig], Any]) -> None:
     """Let Hydra do what is asked; it reads the process's arguments."""
-    argv, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    argv, full, handler = sys.argv, os.environ.get("HYDRA_FULL_ERROR"), signal.getsignal(signal.SIGTERM)
     sys.argv = ["clplatform", *arguments]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through: the messages are ours
     try:
@@ -95,6 +113,8 @@ def call_hydra(arguments: list[str], task: Callable[[DictConfig], Any]) -> None:
         sys.argv = argv
         os.environ.pop("HYDRA_FULL_ERROR")
         os.environ |= {} if full is None else {"HYDRA_FULL_ERROR": full}
+        if _command.records is not None:
+            signal.signal(signal.SIGTERM, handler)
 
 
 def parse_flags(arguments: list[str]) -> argparse.Namespace:
@@ -129,6 +149,10 @@ def refuse_repetition(overrides: list[str]) -> None:
 # -- jobs ------------------------------------------------------------------------------------------------------------
 
 
+class NotBegun(BaseException):
+    """A sweep that cannot begin. (Of what a callback raises, Hydra makes a warning if it is an Exception.)"""
+
+
 class Folders(Callback):
     """Told by Hydra before it makes a folder (see `conf/run.yaml`), so that a refused run leaves none behind."""
 
@@ -143,6 +167,62 @@ class Folders(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         with contextlib.suppress(OmegaConfBaseException):
             _command.will_make(Path(config.hydra.sweep.dir))
+            _command.sweep = Path(config.hydra.sweep.dir).absolute()
+        if _command.sweep is not None:
+            try:
+                self.begin_sweep(config)
+            except Exception as error:
+                raise NotBegun(f"the sweep cannot begin: {type(error).__name__}: {error}") from error
+
+    def begin_sweep(self, config: DictConfig) -> None:
+        sweeper = str(config.hydra.sweeper._target_)
+        _command.search = not sweeper.endswith(".BasicSweeper")
+        if not _command.search:
+            with contextlib.suppress(Exception):  # Hydra does the same next, and says what is wrong
+                _command.expected = [" ".join(job) for job in BasicSweeper.split_arguments(typed(config), None)[0]]
+        elif sweeper.endswith(".OptunaSweeper") and config.hydra.sweeper.storage:
+            searched = [str(o.input_line) for o in typed(config) if o.is_sweep_override()]
+            left = continue_search(config, resolved(config), searched)
+            _command.expected = [f"trial {i + 1}" for i in range(left)]
+        if not str(config.hydra.launcher._target_).endswith(".BasicLauncher"):
+            begin_apart(config)
+
+
+def typed(config: DictConfig) -> list[Override]:
+    """What a sweep varies or sets: by its page, then as typed."""
+    params = [f"{k}={v}" for k, v in (config.hydra.sweeper.params or {}).items()]
+    overrides: Any = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
+    return OverridesParser.create().parse_overrides([*params, *overrides])
+
+
+def begin_apart(config: DictConfig) -> None:
+    """Have jobs that run in other processes, side by side, leave records; a signal to this one stops them."""
+    assert _command.sweep is not None
+    _command.records = _command.sweep / "jobs" / datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
+    with read_write(config):
+        config.hydra.overrides.hydra.append(f"+hydra.job.env_set.{RECORDS}='{_command.records}'")
+    print(f"What the jobs print goes to {_command.records}", flush=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    if "submitit" in str(config.hydra.launcher._target_):
+        wait_for_all()
+
+
+def wait_for_all() -> None:
+    """Hydra's launcher for submitit gives up at the first job that is lost, while others still run: let it wait."""
+    from submitit import Job  # pyright: ignore[reportMissingImports]  an extra
+    from submitit.core.utils import FailedJobError, UncompletedJobError  # pyright: ignore[reportMissingImports]  an extra
+
+    results = Job.results
+
+    def patient(job: Any) -> list[Any]:
+        try:
+            return results(job)
+        except (FailedJobError, UncompletedJobError) as error:
+            lost = JobReturn(status=JobStatus.FAILED)
+            lost.return_value = error  # raised when Hydra looks at it
+            return [lost]
+
+    Job.results = patient
 
 
 def job(config: DictConfig) -> float | None:
@@ -152,15 +232,23 @@ def job(config: DictConfig) -> float | None:
     run_dir = Path(context.runtime.output_dir)
     sweep = context.mode is RunMode.MULTIRUN
     overrides: Any = OmegaConf.to_container(context.overrides.task)  # as typed, interpolations unresolved
-    settings = " ".join(overrides)
+    settings, number = " ".join(overrides), context.job.num if sweep else 0
+    apart = context.job.env_set.get(RECORDS)
+    record = Path(apart) / f"{number}.json" if apart else None
     if sweep:
-        print(f"Job {context.job.num + 1}: {settings}")
+        print(f"Job {number + 1}: {settings}", flush=True)
+    if record is not None:
+        write_record(record, run_dir, settings, LOST)
+    value, reason = None, None
     try:
         with refusals(run_dir, overrides):
             values = resolved(config)
             own = [Path(source.path) for source in context.runtime.config_sources if source.schema == "file"]
             notices = drop_ghosts(values, pages("strategy", own))
-            value = (sweep_job if sweep else show)(values, run_dir, notices=notices)
+            if record is not None:
+                value = run_apart(values, run_dir, notices=notices, record=record)
+            else:
+                value = (sweep_job if sweep else show)(values, run_dir, notices=notices)
     except Exception as error:
         if not sweep:
             if isinstance(error, ClplatformError):
@@ -168,13 +256,17 @@ def job(config: DictConfig) -> float | None:
                 return None
             raise
         reason = str(error) if isinstance(error, ClplatformError) else f"{type(error).__name__}: {error}"
+    search = sweep and not str(context.sweeper._target_).endswith(".BasicSweeper")
+    if search and value is None and reason is None:
+        reason = "a search chooses by validation data, of which there are none; give stream.validation_fraction=0.1"
+    if record is not None:
+        write_record(record, run_dir, settings, reason, value)
+        print(f"Job {number + 1}: {'complete' if reason is None else 'failed'}", flush=True)
+    elif sweep:
         _command.jobs[run_dir] = reason
-        print(f"clplatform: job {run_dir.name} ({settings}) failed: {reason}", file=sys.stderr)
-        if str(context.sweeper._target_).endswith(".BasicSweeper"):
-            return None  # it would say so once more
-        raise  # a search must know
-    _command.jobs |= {run_dir: None} if sweep else {}
-    return value
+        if reason is not None:
+            tell(f"job {run_dir.name} ({settings}) failed: {reason}")
+    return value  # a search takes None for a failed trial
 
 
 @contextlib.contextmanager
@@ -187,6 +279,7 @@ def refusals(run_dir: Path, overrides: list[str]) -> Iterator[None]:
             for name in HYDRA_RECORD:
                 (run_dir / ".hydra" / name).unlink(missing_ok=True)
             remove_empty(run_dir / ".hydra")
+            (run_dir / LOCK).unlink(missing_ok=True)
             if HydraConfig.get().mode is RunMode.MULTIRUN:
                 remove_empty(run_dir)
         if isinstance(error, ClplatformError):
@@ -199,32 +292,47 @@ def remove_empty(folder: Path) -> None:
         folder.rmdir()
 
 
-def sweep_job(config: dict[str, Any], run_dir: Path, *, notices: list[str]) -> float | None:
-    """A job whose folder is named after its configuration: skipped when complete, continued when begun."""
-    if not (run_dir / "results.json").exists():
-        return show(config, run_dir, notices=notices)
-    there: Any = OmegaConf.to_container(OmegaConf.load(run_dir / "config.yaml"))
-    if identity(there) != identity(config):  # hydra.sweep.subdir says something else than ${config_hash:}
-        raise ClplatformError(f"{run_dir} holds a run of another configuration; give another hydra.sweep.dir or subdir")
-    if read_json(run_dir / "results.json")["status"] == "completed":
-        print(f"{run_dir}: complete already")
-        return objective(read_json(run_dir / "results.json"))
-    return show(config, run_dir, resume=True, notices=notices)
+def records() -> dict[int, dict[str, Any]]:
+    """What the jobs in other processes have left."""
+    return read_records(_command.records) if _command.records is not None else {}
 
 
-def finish_sweep() -> int:
-    """One report over all jobs, and what failed."""
+def finish_sweep(error: Exception | None = None) -> int:
+    """One report over all jobs, and what failed.
+
+    Args:
+        error: what ended the sweep before all its jobs had come back.
+    """
     from clplatform.report import report
 
-    jobs = _command.jobs
-    failed = [path.name for path, reason in jobs.items() if reason is not None]
-    readable = [path for path in jobs if (path / "results.json").exists()]
+    assert _command.sweep is not None
+    left = records()
+    jobs = {**_command.jobs, **{Path(found["run"]): found["problem"] for found in left.values()}}
+    there = [p.parent for p in _command.sweep.glob("*/results.json")] if _command.search else jobs
+    readable = [path for path in there if (path / "results.json").exists()]
     if readable:
-        print(f"Comparison of {len(readable)} runs: {report(readable, next(iter(jobs)).parent)}")
-    if failed:
-        print(
-            f"clplatform: {len(failed)} of {len(jobs)} jobs failed ({', '.join(failed)}); the same command runs only "
-            "what is missing",
-            file=sys.stderr,
+        print(f"Comparison of {len(readable)} runs: {report(readable, _command.sweep)}", flush=True)
+    if (best := _command.sweep / "optimization_results.yaml").exists() and _command.search:
+        print(f"Best of the search: {best.read_text().strip()}".replace("\n", "\n  "), flush=True)
+    for number, found in left.items():
+        if found["problem"] is not None:
+            log = f"; see {_command.records}/{number}.log"
+            tell(f"job {Path(found['run']).name} ({found['settings']}) failed: {found['problem']}{log}")
+    missing = [] if _command.records is None else [s for n, s in enumerate(_command.expected) if n not in left]
+    for settings in missing:
+        tell(f"job ({settings}) has not been run, or has left no record in {_command.records}")
+    failed = [path.name for path, reason in jobs.items() if reason is not None]
+    if error is not None and (missing or not failed):
+        tell(f"the sweep has ended early: {type(error).__name__}: {error}")
+    if failed or missing or error is not None:
+        names = ", ".join(failed + (["those that have not been run"] if missing else [])) or "not all came back"
+        total = len(jobs) + len(missing)
+        tell(
+            f"{len(failed) + len(missing)} of {total} jobs failed ({names}); the same command runs only what is missing"
         )
-    return 1 if failed else 0
+        return 1
+    return 0
+
+
+def tell(message: str) -> None:
+    print(f"clplatform: {message}", file=sys.stderr, flush=True)

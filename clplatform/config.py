@@ -28,11 +28,11 @@ GIVEN = {
     },
 }  # fmt: skip
 # Keys of a page that are for the platform, not for the constructor.
-EXTRA = {"stream": {"epochs"}, "backbone": {"lr"}}
+EXTRA = {"stream": {"epochs"}, "backbone": {"lr"}, "tuning": {"lr"}}
 
 # What a configuration that comes from somebody else (a saved run) may build: what pages are for, not all of clplatform.
 TRUSTED = (
-    *(f"clplatform.{part}." for part in ("stream", "backbone", "head", "strategy", "schedule", "tracking")),
+    *(f"clplatform.{part}." for part in ("stream", "backbone", "tuning", "head", "strategy", "schedule", "tracking")),
     "torch.optim.",
     "avalanche.benchmarks.",
     # what strategy=avalanche is for
@@ -65,7 +65,7 @@ TRAINER: dict[str, Any] = {
     "gradient_clip_val": Annotated[float, Ge(0)] | None,  # type: ignore[operator]
     "limit_train_batches": Annotated[float, Gt(0)] | None,  # type: ignore[operator]
 }
-GROUPS = ("stream", "backbone", "head", "strategy", "optimizer", "scheduler", "trainer", "tracking")
+GROUPS = ("stream", "backbone", "tuning", "head", "strategy", "optimizer", "scheduler", "trainer", "tracking")
 NONE_CHOSEN = "strategy: none is chosen; plain fine-tuning is strategy=finetuning"
 
 
@@ -85,6 +85,8 @@ def identity(config: dict[str, Any]) -> str:
     """A hash of a configuration, without what cannot change a run's numbers."""
     without = ("tracking", "name", "checkpoint", "num_workers", "references")
     values = {k: v for k, v in untuned(config).items() if k not in without}
+    if is_full(values):  # as a configuration of before there were other tunings
+        values.pop("tuning", None)
     if isinstance(strategies := values.get("strategy"), dict):  # in the order typed; without ghosts, see `drop_ghosts`
         tries = set() if values.get("protocol") else {"_tune_"}  # what would be tried if it were tuned
         values["strategy"] = [
@@ -93,6 +95,12 @@ def identity(config: dict[str, Any]) -> str:
             if has_target(node)
         ]
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def is_full(config: dict[str, Any]) -> bool:
+    """Is the whole backbone trained?"""
+    tuning = config.get("tuning")
+    return tuning is None or (has_target(tuning) and tuning["_target_"] == "clplatform.tuning.full.Full")
 
 
 def untuned(config: dict[str, Any]) -> dict[str, Any]:
@@ -144,8 +152,10 @@ def check(config: dict[str, Any]) -> None:
         raise ClplatformError(f"checkpoint.{wrong}: there is no such setting{suggest(wrong, CHECKPOINT)}")
     check_strategies(config.get("strategy"))
     check_trainer(config.get("trainer"))
-    for group in ("stream", "backbone", "head", "optimizer", "scheduler", "tracking"):
+    for group in ("stream", "backbone", "tuning", "head", "optimizer", "scheduler", "tracking"):
         node = config.get(group)
+        if node is None and group == "tuning":  # of before there were others than full
+            continue
         if not has_target(node):
             raise ClplatformError(f"{group}={typed(node)}: choose one of those that `clplatform list` shows")
         check_node(group, node, given=GIVEN.get(group, set()), extra=EXTRA.get(group, set()))

@@ -14,6 +14,11 @@ from clplatform.config import NONE_CHOSEN, conf_dir
 from clplatform.signature import suggest
 from clplatform.types import ClplatformError
 
+# Hydra's launchers and sweepers, and what of ours installs them.
+EXTRAS = {
+    "joblib": "parallel", "optuna": "optuna", "submitit_slurm": "slurm", "submitit_local": "slurm", "ray": "ray",
+}  # fmt: skip
+
 
 def explain(error: Exception, overrides: Sequence[str], folders: Sequence[Path]) -> ClplatformError:
     """What to tell the user.
@@ -26,7 +31,15 @@ def explain(error: Exception, overrides: Sequence[str], folders: Sequence[Path])
     text = f"{error}\n{error.__cause__ or ''}"
     if override := getattr(error, "override", None):
         return ClplatformError(f"{override}: not of the form setting=value (quote it if the shell may change it)")
-    for explanation in (_several_values, _missing_page, _no_page, _added_twice, _unknown_key, _interpolation):
+    for explanation in (
+        _missing_extra,
+        _several_values,
+        _missing_page,
+        _no_page,
+        _added_twice,
+        _unknown_key,
+        _interpolation,
+    ):
         told = explanation(text, overrides, folders)
         if told is not None:
             return ClplatformError(told)
@@ -52,6 +65,17 @@ def _several_values(text: str, overrides: Sequence[str], folders: Sequence[Path]
     together = f"; to use them together write strategy=[{values}]"
     plain = setting == "strategy" and re.fullmatch(r"[\w,]+", values)
     return f"{argument}: several values are a sweep, which needs -m{together if plain else ''}"
+
+
+def _missing_extra(text: str, overrides: Sequence[str], folders: Sequence[Path]) -> str | None:
+    """A sweep's engine is a package of its own."""
+    found = re.search(r"'hydra/(launcher|sweeper)/(\w+)'|hydra/(launcher|sweeper)='?(\w+)|'(optuna)\.samplers", text)
+    engine = next((group for group in found.groups() if group in EXTRAS), None) if found else None
+    if engine is None:
+        return None
+    chosen = next((o for o in overrides if o.startswith("sweep=")), f"hydra: {engine}")
+    extra = EXTRAS[engine]
+    return f"{chosen}: {engine} is not installed; it comes with clplatform[{extra}] (pip install 'clplatform[{extra}]')"
 
 
 def _missing_page(text: str, overrides: Sequence[str], folders: Sequence[Path]) -> str | None:

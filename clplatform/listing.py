@@ -10,11 +10,13 @@ from typing import Any
 import yaml
 
 KINDS = [
-    "streams", "backbones", "heads", "strategies", "optimizers", "schedulers", "tracking", "metrics", "experiments",
+    "streams", "backbones", "tuning", "heads", "strategies", "optimizers", "schedulers", "tracking", "metrics",
+    "experiments", "sweeps",
 ]  # fmt: skip
 FOLDERS = {
-    "streams": "stream", "backbones": "backbone", "heads": "head", "strategies": "strategy", "tracking": "tracking",
-    "optimizers": "optimizer", "schedulers": "scheduler", "experiments": "experiment",
+    "streams": "stream", "backbones": "backbone", "tuning": "tuning", "heads": "head", "strategies": "strategy",
+    "tracking": "tracking", "optimizers": "optimizer", "schedulers": "scheduler", "experiments": "experiment",
+    "sweeps": "sweep",
 }  # fmt: skip
 
 

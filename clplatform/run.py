@@ -152,6 +152,7 @@ def assemble(
     from clplatform.tracking.observe import Observers
 
     chain = build.build_strategies(config)
+    build.check_tuning(config, chain)
     build.check_optimizer(config)
     fitter = build.build_fitter(config)
     machine.check_trainer(fitter)
@@ -166,7 +167,7 @@ def assemble(
     threads = set_threads(config["threads"], learner.backbone, config["batch_size"], learner.backbone.n_tokens)
     results = Results.load(run_dir) if resume else new_results(config, stream, learner)
     if not resume:
-        results.notes += [*notices, *stream.notes, f"PyTorch threads: {threads}"]
+        results.notes += [*notices, *stream.notes, *build.tuning_notes(config), f"PyTorch threads: {threads}"]
     observers = Observers(config, run_dir, results, resume=resume, quiet=quiet)
     fitter.after_batch, fitter.callbacks = observers.after_batch, observers.callbacks
     experiment = Experiment(
@@ -184,10 +185,12 @@ def assemble(
 
 def new_results(config: dict[str, Any], stream: Stream, learner: Any) -> Results:
     """An empty record of this run."""
+    from clplatform import build
     from clplatform.tracking.environment import code_state
 
     info = stream.info
     parameters = list(learner.backbone.parameters())
+    trained = [p for p in parameters if p.requires_grad]
     sizes = {
         split: [len(data) if (data := getattr(e, split)) is not None else 0 for e in stream]
         for split in ("train", "validation", "test")
@@ -211,7 +214,9 @@ def new_results(config: dict[str, Any], stream: Stream, learner: Any) -> Results
             "pretrained": config["backbone"].get("pretrained"),
             "source": getattr(learner.backbone, "source", None),
             "parameters": sum(p.numel() for p in parameters),
-            "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
+            "tuning": build.build_tuning(config).name,
+            "trainable_parameters": sum(p.numel() for p in trained),
+            "trainable_bytes": sum(p.numel() * p.element_size() for p in trained),
         },
         strategy=list(config["strategy"]),
         primary_metric={"name": info.primary_metric, "higher_is_better": info.higher_is_better},

@@ -50,13 +50,14 @@ def named_layers(backbone: nn.Module) -> dict[str, Any]:
 
 def add_adapter(
     backbone: nn.Module, name: str, *, rank: int, alpha: float, dropout: float, targets: Sequence[str] | None = None,
-    roles: str = "qv",
+    roles: str = "qv", dora: bool = False,
 ) -> None:  # fmt: skip
     """Add an adapter that changes nothing yet (B = 0); idempotent. What was trainable stays so.
 
     Args:
         name: of the adapter; without dots.
         targets: names of layers; None: `targets_of` these `roles`.
+        dora: with lengths of their own for the rows of W (DoRA).
 
     Raises:
         ClplatformError: there is no layer to adapt.
@@ -77,7 +78,8 @@ def add_adapter(
         )
     # A full match for each layer: PEFT takes a list as endings of names.
     pattern = "|".join(n.replace(".", r"\.") for n in chosen)
-    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=pattern)  # type: ignore[arg-type]
+    options: dict[str, Any] = {"r": rank, "lora_alpha": alpha, "lora_dropout": dropout, "use_dora": dora}
+    config = LoraConfig(**options, target_modules=pattern)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several adapters are meant
         inject_adapter_in_model(config, root, adapter_name=name)

@@ -100,8 +100,10 @@ _prefixes: dict[nn.Module, list[KeysAndValues]] = {}  # while `prefixes` lasts: 
 def _attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
-    """PyTorch's attention, with the module's prefix. Keys and values [B, heads, T, d], mask [B or 1, 1, T or 1, T]."""
-    for keys, values in _prefixes.get(module, ()):
+    """PyTorch's attention, with the module's prefixes: its own (`module.prefix`, of a tuned backbone) and those of contexts.
+    Keys and values [B, heads, T, d], mask [B or 1, 1, T or 1, T]."""
+    own = [module.prefix] if hasattr(module, "prefix") else []
+    for keys, values in [*own, *_prefixes.get(module, ())]:
         key, value = _in_front(keys, key), _in_front(values, value)
     if attention_mask is not None and (n := key.shape[2] - attention_mask.shape[3]):
         seen = attention_mask.new_ones if attention_mask.dtype == torch.bool else attention_mask.new_zeros
@@ -150,7 +152,7 @@ def blocks(backbone: Any) -> list[nn.Module]:
 
 def check_soft_prompts(name: str, backbone: Any, spec: InputSpec) -> None:
     """Raises ClplatformError where soft prompts do not reach the features; `name` is the strategy's."""
-    _check(name, backbone, spec, "soft prompts", 1, lambda p: soft_prompts(backbone, p[0]))
+    check_reach(f"strategy={name}", backbone, spec, "soft prompts", 1, lambda p: soft_prompts(backbone, p[0]))
 
 
 def check_prefixes(name: str, backbone: Any, spec: InputSpec, layers: list[int], setting: str) -> None:
@@ -167,31 +169,35 @@ def check_prefixes(name: str, backbone: Any, spec: InputSpec, layers: list[int],
             f"strategy.{name}.{setting}={layers}: the backbone has {n} layers; give numbers from 1 to {n}"
         )
     for layer in layers:
-        _check(name, backbone, spec, "prefixes", 2, lambda p, at=layer: prefixes(backbone, {at: (p[0], p[1])}))
+        check_reach(
+            f"strategy={name}", backbone, spec, "prefixes", 2,
+            lambda p, at=layer: prefixes(backbone, {at: (p[0], p[1])}),
+        )  # fmt: skip
 
 
-def _check(
-    name: str,
+def check_reach(
+    who: str,
     backbone: Any,
     spec: InputSpec,
     what: str,
     n: int,
     inside: Callable[[Tensor], AbstractContextManager[Any]],
 ) -> None:
-    """Pass a sample through with n prompts of one row, each of which must get a gradient."""
+    """Pass a sample through with n prompts of one row, each of which must get a gradient: ClplatformError if not.
+
+    Args:
+        who: as it is typed (`strategy=l2p`).
+        what: is given to the backbone.
+        inside: prompts [n, 1, D] → the context in which the backbone has them.
+    """
     model = next((m for m in backbone.modules() if hasattr(m, "base_model_prefix")), None)
-    refused = f"strategy={name} cannot give {what} to this backbone"
+    refused = f"{who} cannot give {what} to this backbone"
     if model is None:
         raise ClplatformError(f"{refused}: it is no Hugging Face Transformer; choose one, such as vit_b16 or minilm")
     if any(getattr(m, "is_causal", False) for m in model.modules()):
         raise ClplatformError(f"{refused}: its attention is causal; choose an encoder, such as distilbert")
     device, mode = next(backbone.parameters()).device, backbone.training
-    if spec.modality == "image":
-        assert spec.shape is not None
-        batch: Batch = {"pixel_values": torch.zeros(1, *spec.shape, device=device)}
-    else:
-        ids = torch.zeros(1, 3, dtype=torch.int64, device=device)
-        batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    batch = one_sample(spec, device)
     prompts = torch.linspace(-1, 1, n * backbone.feature_size, device=device).view(n, 1, -1).requires_grad_()
     backbone.eval()
     try:
@@ -205,6 +211,15 @@ def _check(
         backbone.train(mode)
     if gradient is None or not gradient.flatten(1).any(1).all():
         raise ClplatformError(f"{refused}: they do not reach its features; choose another, such as vit_b16 or minilm")
+
+
+def one_sample(spec: InputSpec, device: torch.device) -> Batch:
+    """A batch of one sample of zeros."""
+    if spec.modality == "image":
+        assert spec.shape is not None
+        return {"pixel_values": torch.zeros(1, *spec.shape, device=device)}
+    ids = torch.zeros(1, 3, dtype=torch.int64, device=device)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
 # -- what prompt strategies share -------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from clplatform.report.run import Run
 # Settings that change no numbers, or only by chance: seeds, names, places, machinery.
 NEUTRAL = re.compile(
     r"^(seed|stream\.seed|stream\.class_order|name|num_workers|threads|references)$"
-    r"|^(hydra|tracking|checkpoint|experiment|protocol\.(chosen|before))(\.|$)|\._tune_\."
+    r"|^(hydra|tracking|checkpoint|experiment|protocol\.(chosen|before))(\.|$)|\._tune_\.|^tuning\._target_$"
     r"|(_dir|path|folder)$"
 )
 
@@ -57,17 +57,18 @@ def settings(runs: Iterable[Run]) -> list[Setting]:
 
 def _setting(title: str, runs: list[Run]) -> Setting:
     flat = {id(run): _choices(run) for run in runs}
-    by_strategy: dict[str, list[Run]] = {}
+    by_strategy: dict[tuple[str, str | None], list[Run]] = {}
     for run in runs:
-        by_strategy.setdefault(run.strategy, []).append(run)
+        by_strategy.setdefault((run.strategy, run.tuning), []).append(run)
     groups: dict[str, list[Run]] = {}
-    for strategy, members in by_strategy.items():
+    for (strategy, tuning), members in by_strategy.items():
         varied = _varied([flat[id(run)] for run in members])
+        name = f"{strategy}, {tuning}" if tuning else strategy
         for run in members:
             own = [f"{_brief(key, strategy)}={_value(flat[id(run)], key)}" for key in varied]
-            label = f"{strategy} ({', '.join(own)})" if own else strategy
+            label = f"{name} ({', '.join(own)})" if own else name
             groups.setdefault(label, []).append(run)
-    shared = [key for key in _varied(list(flat.values())) if not key.startswith("strategy.")]
+    shared = [key for key in _varied(list(flat.values())) if not key.startswith(("strategy.", "tuning."))]
     differences = {
         key: {label: _value(flat[id(members[0])], key) for label, members in groups.items()} for key in shared
     }

@@ -68,6 +68,12 @@ class Run:
         return " + ".join(map(str, self.rows("strategy"))) or "unknown strategy"
 
     @property
+    def tuning(self) -> str | None:
+        """What is trained of the backbone (`lora`, …); None: all of it."""
+        name = self.part("backbone").get("tuning")
+        return name if isinstance(name, str) and name != "full" else None
+
+    @property
     def status(self) -> str:
         """`completed`, `running`, `failed`, or `unknown`."""
         status = self.results.get("status")

@@ -7,7 +7,7 @@ from clplatform.report import figures
 from clplatform.report.confusion import confusion
 from clplatform.report.details import cost, data, losses, notes, reproduce, setup
 from clplatform.report.document import Document, Figure, Headline, Part, Section, Table, Text
-from clplatform.report.format import NONE, difference, is_share, metric_value, score, seconds, words
+from clplatform.report.format import NONE, difference, is_share, metric_value, score, seconds, size, words
 from clplatform.report.heatmap import matrix_map
 from clplatform.report.run import Run, number
 
@@ -59,6 +59,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
         ("Experiences", f"{run.n_experiences}" + (f" ({classes} classes)" if classes else "")),
         ("Strategy", run.strategy),
         ("Backbone", f"{backbone.get('name', NONE)}{_origin(backbone)}"),
+        *([("Tuning", run.tuning)] if run.tuning else []),
         ("Parameters", _parameters(backbone)),
         ("Seeds", f"training {run.results.get('seed', NONE)}, class order {'fixed' if order is None else order}"),
         ("Run", f"{run.results.get('run_id', NONE)}, {started}"),
@@ -78,7 +79,9 @@ def _parameters(backbone: dict[str, object]) -> str:
     total, trainable = number(backbone.get("parameters")), number(backbone.get("trainable_parameters"))
     if total is None:
         return NONE
-    return f"{_short(total)}" + (f", {_short(trainable)} trainable" if trainable is not None else "")
+    stored = number(backbone.get("trainable_bytes"))
+    kept = f" ({size(stored)})" if stored is not None else ""
+    return f"{_short(total)}" + (f", {_short(trainable)} trainable{kept}" if trainable is not None else "")
 
 
 def _short(n: float) -> str:

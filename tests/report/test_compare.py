@@ -7,6 +7,7 @@ import json
 import statistics
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -107,6 +108,28 @@ def test_settings_that_differ_between_strategies_are_said(make_run: MakeRun, tmp
     found = settings([load_run(tmp_path / "a"), load_run(tmp_path / "b")])
     assert len(found) == 1
     assert found[0].differences == {"optimizer.lr": {"replay": "0.1", "ewc": "0.001"}}
+
+
+def test_tunings_are_told_apart(make_run: MakeRun, tmp_path: Path):
+    def tuned(name: str, tuning: str | None, **options: Any) -> None:
+        page = (
+            {} if tuning is None else {"tuning._target_": f"clplatform.tuning.{tuning}.It", **options.pop("page", {})}
+        )
+        make_run(
+            name, settings=page, change=lambda r: r["backbone"].update({"tuning": tuning} if tuning else {}), **options
+        )
+
+    tuned("old", None)  # of before there was a choice
+    tuned("full", "full", seed=1)
+    tuned("small", "lora", page={"tuning.rank": 2, "optimizer.lr": 0.1})
+    tuned("large", "lora", page={"tuning.rank": 8, "optimizer.lr": 0.1})
+    tuned("biases", "bitfit")
+    found = settings([load_run(tmp_path / name) for name in ("old", "full", "small", "large", "biases")])
+    names = {group.label: len(group.runs) for group in found[0].groups}
+    assert names == {
+        "replay": 2, "replay, lora (tuning.rank=2)": 1, "replay, lora (tuning.rank=8)": 1, "replay, bitfit": 1,
+    }  # fmt: skip
+    assert found[0].differences.keys() == {"optimizer.lr"}
 
 
 def test_seeds_and_places_make_no_new_group(make_run: MakeRun, tmp_path: Path):
