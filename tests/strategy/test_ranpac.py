@@ -101,11 +101,11 @@ def test_a_single_sample_is_learned(tmp_path: Path) -> None:
 def test_the_projection_is_standard_normal_and_its_seed_the_run_s(tmp_path: Path) -> None:
     found = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        learner = run(tmp_path / name, make(size=5000), seed=seed, stream=TinyStream(1))
+        learner = run(tmp_path / name, make(size=1000), seed=seed, stream=TinyStream(1))
         found.append(learner.extras["ranpac"].projection)
-    assert found[0].shape == (16, 5000)
-    assert found[0].mean().abs() < 0.02
-    assert abs(found[0].std() - 1) < 0.02
+    assert found[0].shape == (16, 1000)
+    assert found[0].mean().abs() < 0.03
+    assert abs(found[0].std() - 1) < 0.03
     assert torch.equal(found[0], found[1])
     assert not torch.equal(found[0], found[2])
 
