@@ -15,7 +15,7 @@ from torch import Tensor
 from clplatform import checkpoint
 from clplatform.check.guard import Guard
 from clplatform.check.subject import Run, Subject, tensors
-from clplatform.check.world import TinyBackbone, TinyStream, same
+from clplatform.check.world import TinyBackbone, TinyStream, make_learner, same, tiny_vit
 from clplatform.data import Loader, TensorData
 from clplatform.memory.buffer import Buffer
 from clplatform.schedule import schedule
@@ -444,8 +444,8 @@ def filled(subject: Subject, names: list[str], *, n: int, capacity: int, seed: i
     """Positions of the samples that are in each memory after one experience of n samples in batches of two."""
     stream = TinyStream(1, scenario=subject.scenario, per_class=n // 2)
     strategies = subject.make(capacity=capacity)
-    experiment = subject.blank(stream=stream, strategies=strategies)
-    learner, chain, experience = experiment.learner, experiment.learner.chain, stream[0]
+    learner = make_learner(stream, strategies, backbone=tiny_vit() if subject.transformer else None)
+    chain, experience = learner.chain, stream[0]
     learner.generator.manual_seed(seed)
     learner.build(experience.info)
     learner.experience = experience
