@@ -7,8 +7,8 @@ somebody waits for the result.
 
 from __future__ import annotations
 
+import json
 import os
-import pickle
 import signal
 import subprocess
 import sys
@@ -18,6 +18,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from clplatform.config import identity
 from clplatform.files import read_json, write_json
@@ -88,7 +90,7 @@ def run_apart(config: dict[str, Any], run_dir: Path, *, notices: list[str], reco
     outcome, log = record.with_suffix(".outcome"), record.with_suffix(".log")
     outcome.unlink(missing_ok=True)
     log.parent.mkdir(parents=True, exist_ok=True)
-    work = {"config": config, "run_dir": run_dir, "notices": notices, "outcome": outcome}
+    work = {"config": yaml.safe_dump(config), "run_dir": str(run_dir), "notices": notices, "outcome": str(outcome)}
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     with (
         log.open("wb") as output,
@@ -103,7 +105,7 @@ def run_apart(config: dict[str, Any], run_dir: Path, *, notices: list[str], reco
     ):
         assert process.stdin is not None
         with suppress(BrokenPipeError):
-            pickle.dump(work, process.stdin)
+            process.stdin.write(json.dumps(work).encode() + b"\n")
             process.stdin.flush()
         code = process.wait()
     found = read_json(outcome) if outcome.exists() else {"problem": ended(code), "value": None}
@@ -124,7 +126,7 @@ def ended(code: int) -> str:
 
 def main() -> None:
     """The process."""
-    work = pickle.load(sys.stdin.buffer)  # from `run_apart`, through a pipe
+    work = json.loads(sys.stdin.buffer.readline())  # from `run_apart`
     for name in ("SIGUSR1", "SIGUSR2"):  # schedulers send them to whoever submits a job again, and to us
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
@@ -132,13 +134,13 @@ def main() -> None:
     problem: str | None = None
     value: float | None = None
     try:
-        value = sweep_job(work["config"], work["run_dir"], notices=work["notices"])
+        value = sweep_job(yaml.safe_load(work["config"]), Path(work["run_dir"]), notices=work["notices"])
     except ClplatformError as error:
         problem = str(error)
     except Exception as error:
         traceback.print_exc()
         problem = f"{type(error).__name__}: {error}"
-    write_json(work["outcome"], {"problem": problem, "value": value})
+    write_json(Path(work["outcome"]), {"problem": problem, "value": value})
 
 
 def stop_at_the_end_of_input() -> None:

@@ -10,7 +10,8 @@ import pytest
 import torch
 from strategies import NAMES
 
-from clplatform.check.checks import CHECKS, DoesNotApply
+from clplatform.check.checks import CHECKS
+from clplatform.check.promise import DoesNotApply
 from clplatform.check.small import SMALL
 from clplatform.check.subject import Subject, page
 

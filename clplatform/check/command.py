@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from clplatform.build import build_strategies
-from clplatform.check.checks import CHECKS, Broken, DoesNotApply, title
+from clplatform.check.checks import CHECKS, title
+from clplatform.check.promise import Broken, DoesNotApply
 from clplatform.check.small import SMALL
 from clplatform.check.subject import CAPACITY, Node, Subject
 from clplatform.compose import compose_and_run

@@ -88,7 +88,9 @@ class FirstExperiences:
 
     @property
     def benchmark(self) -> Any:
-        raise NotImplementedError("a trial is not an Avalanche benchmark")
+        from clplatform.stream.avalanche import to_benchmark
+
+        return to_benchmark(self)
 
     def save_assets(self, folder: Any) -> None:
         self.stream.save_assets(folder)

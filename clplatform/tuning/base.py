@@ -40,8 +40,8 @@ class Tuning:
                 p.requires_grad_(True)
 
     def add(self, backbone: Any, spec: InputSpec) -> None:
-        """Put in parameters, which will be trained, or let some of the backbone's own require gradients."""
-        raise NotImplementedError
+        """Put in parameters, which will be trained, or let some of the backbone's own require gradients. By default neither:
+        only the head is trained."""
 
 
 def encoder(backbone: nn.Module) -> Any:

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from clplatform.check import checks
-from clplatform.check.checks import Broken
 from clplatform.check.command import verdicts
+from clplatform.check.promise import Broken
 from clplatform.check.subject import Subject
 
 
