@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 from sklearn.metrics import accuracy_score, confusion_matrix
+from text_world import make_text_experiment
 from torch import nn
 from world import TinyStream, make_experiment, make_learner, same, weights
 
-from clplatform.data import TensorData
+from clplatform.data import TensorData, by_length
 from clplatform.evaluate import accuracy, confusion, evaluate_row, has_meaning, predict
 from clplatform.strategy.finetuning import Finetuning
 from clplatform.types import Batch
@@ -162,3 +163,18 @@ def test_confusion_counts_what_has_meaning_only() -> None:
     counts = torch.tensor(confusion(learner_of(stream, seen=2), stream, 16))
     assert counts.shape == (4, 4)
     assert counts.sum(1).tolist() == [8] * 4
+
+
+def test_texts_are_predicted_by_length_and_answered_in_their_order(tmp_path: Path) -> None:
+    """Batches of texts of like length hold little padding; nobody sees that they were sorted."""
+    experiment = make_text_experiment(tmp_path, {"finetuning": Finetuning()})
+    learner, data = experiment.learner, experiment.stream[0].train
+    learner.build(experiment.stream[0].info)
+    lengths = data.column("attention_mask").sum(1)
+    assert (lengths.diff() < 0).any()
+    singly = [learner.eval()(data.fetch(torch.tensor([i]))) for i in range(len(data))]
+    torch.testing.assert_close(learner.features(data), torch.cat([one.features for one in singly]).detach())
+    assert torch.equal(predict(learner, data, 5), torch.cat([one.logits.argmax(1) for one in singly]))
+    ordered, back = by_length(data)
+    assert torch.equal(ordered.labels[back], data.labels)
+    assert (ordered.fetch(torch.arange(len(data)))["attention_mask"].sum(1).diff() >= 0).all()
