@@ -26,6 +26,8 @@ def write_report(run_dir: Path, output: Path | None = None) -> Path:
 def report(paths: list[Path], output: Path | None = None) -> Path:
     """The report of one run, or the comparison of several runs or of all runs below a folder.
 
+    A comparison of two runs or more has tables for LaTeX (`comparison.tex`) and its figures as files (`figures/`) beside it.
+
     Args:
         paths: run directories, or folders that hold some at any depth.
         output: folder to write to; default: the run's own, or for a comparison the folder that holds all runs.
@@ -52,10 +54,22 @@ def report(paths: list[Path], output: Path | None = None) -> Path:
     if output is None:
         folder = paths[0] if len(paths) == 1 else Path(os.path.commonpath([*runs, *empty]))
         output = folder.parent if folder.resolve() in runs else folder
-    document, table = compare(runs, empty, Path(output))
-    html = _write(document, Path(output), "comparison")
-    _save(html.with_suffix(".csv"), table)
+    compared = compare(runs, empty, Path(output))
+    html = _write(compared.document, Path(output), "comparison")
+    _save(html.with_suffix(".csv"), compared.csv.encode())
+    if compared.averaged > 1:
+        _save(html.with_suffix(".tex"), compared.tex.encode())
+        _save_figures(compared.document, Path(output) / "figures")
     return html
+
+
+def _save_figures(document: object, folder: Path) -> None:
+    from clplatform.report.document import Document
+    from clplatform.report.export import clear, figure_files
+
+    assert isinstance(document, Document)
+    written = {_save(folder / name, content).name for name, content in figure_files(document)}
+    clear(folder, keep=written)
 
 
 def _write(document: object, folder: Path, name: str) -> Path:
@@ -64,15 +78,15 @@ def _write(document: object, folder: Path, name: str) -> Path:
     from clplatform.report.markdown import render_markdown
 
     assert isinstance(document, Document)
-    _save(folder / f"{name}.md", render_markdown(document))
-    return _save(folder / f"{name}.html", render_html(document))
+    _save(folder / f"{name}.md", render_markdown(document).encode())
+    return _save(folder / f"{name}.html", render_html(document).encode())
 
 
-def _save(path: Path, text: str) -> Path:
+def _save(path: Path, content: bytes) -> Path:
     from clplatform.files import atomic_write
 
     try:
-        atomic_write(path, text.encode())
+        atomic_write(path, content)
     except OSError as error:
         raise ClplatformError(
             f"{path} cannot be written ({error.strerror}); choose another folder with --output"

@@ -3,21 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from clplatform.metric.matrix import average_accuracy, intransigence
-from clplatform.report import figures
+from clplatform.metric.matrix import intransigence
+from clplatform.report.budget import budget, kept, used
+from clplatform.report.comparison_paired import paired_parts, paired_tables
 from clplatform.report.comparison_tables import averages, costs, every_run, left_out, relative, to_csv, values_of
+from clplatform.report.curves import curves, mean, spread_of
 from clplatform.report.document import Document, Figure, Headline, Part, Section, Table, Text
-from clplatform.report.format import is_share, spread, words
+from clplatform.report.format import NONE, is_share, size, spread, words
 from clplatform.report.grouping import Group, Setting, independent, settings
 from clplatform.report.heatmap import matrix_map
+from clplatform.report.intervals import intervals
+from clplatform.report.latex import HEADER, averages_tex, plain_tex
+from clplatform.report.pareto import pareto_parts
+from clplatform.report.ranking import ranking
 from clplatform.report.run import Matrix, Run, load_run
+from clplatform.report.sensitivity import sensitivities
 from clplatform.types import ClplatformError
 
+# Heat maps of a setting, of its best groups; and of all settings together, if that leaves each at least FEWEST_MAPS.
+MOST_MAPS, MOST_MAPS_IN_ALL, FEWEST_MAPS = 12, 24, 3
 
-def compare(folders: Sequence[Path], empty: Sequence[Path], output: Path) -> tuple[Document, str]:
-    """The comparison of run directories, and its table of runs as CSV (fractions, full precision).
+
+@dataclass(frozen=True)
+class Compared:
+    """A comparison: the page, the table of runs as CSV (fractions, full precision), and tables as LaTeX. `averaged`: how
+    many runs are part of it."""
+
+    document: Document
+    csv: str
+    tex: str
+    averaged: int
+
+
+def compare(folders: Sequence[Path], empty: Sequence[Path], output: Path) -> Compared:
+    """The comparison of run directories.
 
     Args:
         folders: run directories.
@@ -43,8 +65,10 @@ def compare(folders: Sequence[Path], empty: Sequence[Path], output: Path) -> tup
         if refer_to_joint(setting):
             against_joint.add(setting.title)
         found.append(setting)
-    sections = [_section(i, setting, output, setting.title in against_joint) for i, setting in enumerate(found)]
-    sections.append(left_out(incomplete, repeated, broken, output))
+    maps = min(MOST_MAPS, max(FEWEST_MAPS, MOST_MAPS_IN_ALL // max(len(found), 1)))
+    sections = [_section(i, setting, output, setting.title in against_joint, maps) for i, setting in enumerate(found)]
+    over_streams = ranking(found)
+    sections += [over_streams, left_out(incomplete, repeated, broken, output)]
     averaged = sum(len(group.runs) for setting in found for group in setting.groups)
     document = Document(
         title=f"Comparison of {_count(len(runs) + len(broken))}",
@@ -56,7 +80,8 @@ def compare(folders: Sequence[Path], empty: Sequence[Path], output: Path) -> tup
         sections=[section for section in sections if section.parts],
     )
     counted = {id(run) for setting in found for group in setting.groups for run in group.runs}
-    return document, to_csv(runs, broken, counted, found, output)
+    csv = to_csv(runs, broken, counted, found, output)
+    return Compared(document, csv, _tex(found, over_streams), averaged)
 
 
 def is_complete(run: Run) -> bool:
@@ -92,52 +117,68 @@ def _headlines(found: list[Setting]) -> list[Headline]:
     name, metric = "average_accuracy", found[0].metric
     unit = " %" if is_share(metric) else ""
     return [
-        Headline(g.label, spread(values_of(g, name), name, metric) + unit, f"average {words(metric)}, {_seeds(g)}")
+        Headline(g.label, spread(values_of(g, name), name, metric) + unit, f"average {words(metric)}, {spread_of(g)}")
         for g in found[0].groups[:6]
     ]
 
 
-def _seeds(group: Group) -> str:
-    n = len(group.runs)
-    return f"{n} seed{'s' if n != 1 else ''}"
-
-
-def _section(index: int, setting: Setting, output: Path, against_joint: bool) -> Section:
-    """One setting: averages, curves, heat maps, differences in settings, and every run."""
-    name, metric = f"setting-{index + 1}", setting.metric
-    parts: list[Part] = [averages(setting), costs(setting)]
+def _section(index: int, setting: Setting, output: Path, against_joint: bool, maps: int) -> Section:
+    """One setting: averages, how sure they are, curves, trade-offs, heat maps, differences in settings, and every run."""
+    name = f"setting-{index + 1}"
+    parts: list[Part] = [*budget_parts(setting), averages(setting)]
+    sure = intervals(setting)
+    parts += [sure] if sure else []
+    if against_joint:
+        parts.append(Text("Intransigence is measured against the mean of the joint runs of this comparison."))
+    parts += [curves(setting, name), *paired_parts(setting), costs(setting), *pareto_parts(setting, name)]
+    parts += sensitivities(setting, name)
     if setting.differences:
         labels = [group.label for group in setting.groups]
         rows = [[label, *(values[label] for values in setting.differences.values())] for label in labels]
         caption = "Settings that differ between the groups, beside those of the strategies"
-        parts.append(Table(caption, ["strategy", *setting.differences], rows))
-    if against_joint:
-        parts.append(Text("Intransigence is measured against the mean of the joint runs of this comparison."))
-    parts.append(_curves(setting, name))
-    for i, group in enumerate(setting.groups):
-        run, drawing = group.runs[0], f"{name}-matrix-{i + 1}"
-        mean = mean_matrix([run.matrix for run in group.runs])
-        svg = matrix_map(mean, run.names, metric, drawing, small=True, higher_is_better=run.higher_is_better)
-        reading = f"Mean over {_seeds(group)}: rows are trained up to, columns evaluated on."
-        parts.append(Figure(group.label, svg, reading, third=True))
+        parts.append(Table(caption, ["strategy", *setting.differences], rows, folded=len(rows) > 20))
+    parts += _maps(setting, name, maps)
     parts.append(every_run(setting, output))
     return Section(name, setting.title, parts)
 
 
-def _curves(setting: Setting, name: str) -> Figure:
-    """The average over what was learned so far, after each experience: every seed, and their mean."""
-    metric = setting.metric
-    samples = {
-        group.label: [[average_accuracy(run.matrix[: i + 1]) for i in range(1, len(run.matrix))] for run in group.runs]
-        for group in setting.groups
-    }
-    means = {label: [_mean(values) for values in zip(*curves, strict=True)] for label, curves in samples.items()}
-    several = {label: curves for label, curves in samples.items() if len(curves) > 1}
-    ylabel = f"average {words(metric)}" + (" (%)" if is_share(metric) else "")
-    svg = figures.lines(means, 1, metric, ylabel, f"{name}-curves", samples=several, wide=True)
-    reading = f"The average {words(metric)} over the experiences learned so far"
-    reading += "; thin lines are single seeds, thick lines their means." if several else "."
-    return Figure(f"Average {words(metric)} over the stream", svg, reading, wide=True)
+def budget_parts(setting: Setting) -> list[Part]:
+    """Which budget was equal, and what each group has really used of it."""
+    runs = setting.groups[0].runs
+    if not budget(runs[0]):
+        return []
+    found: list[Part] = [Text(f"Equal budget: {budget(runs[0])}.")]
+    memory = any("bytes" in group.runs[0].part("budget") for group in setting.groups)
+    rows = []
+    for group in setting.groups:
+        held = [size(mean([kept(run) for run in group.runs]))] if memory else []
+        rows.append([group.label, used(group.runs) or NONE, *held])
+    header = ["strategy", "used by an experience", *(["kept beside the model"] if memory else [])]
+    return [*found, Table("What was really used, mean over seeds", header, rows, folded=len(rows) > 12)]
+
+
+def _maps(setting: Setting, name: str, most: int) -> list[Part]:
+    """The mean matrix of every group, of the best ones where there are many."""
+    parts: list[Part] = []
+    for i, group in enumerate(setting.groups[:most]):
+        run, drawing = group.runs[0], f"{name}-matrix-{i + 1}"
+        cells = mean_matrix([run.matrix for run in group.runs])
+        svg = matrix_map(cells, run.names, setting.metric, drawing, small=True, higher_is_better=run.higher_is_better)
+        reading = f"Mean over {spread_of(group)}: rows are trained up to, columns evaluated on."
+        parts.append(Figure(group.label, svg, reading, third=True))
+    if len(setting.groups) > most:
+        parts.append(Text(f"The matrices of the best {most} of {len(setting.groups)} groups."))
+    return parts
+
+
+def _tex(found: Sequence[Setting], over_streams: Section) -> str:
+    tables = [HEADER]
+    for i, setting in enumerate(found):
+        name = f"setting-{i + 1}"
+        tables.append(averages_tex(setting, name))
+        tables += [plain_tex(t, f"{name}-paired-{j + 1}") for j, t in enumerate(paired_tables(setting))]
+    tables += [plain_tex(part, "ranking") for part in over_streams.parts if isinstance(part, Table)]
+    return "\n".join(tables)
 
 
 def refer_to_joint(setting: Setting) -> bool:
@@ -160,9 +201,4 @@ def refer_to_joint(setting: Setting) -> bool:
 
 def mean_matrix(matrices: Sequence[Matrix]) -> Matrix:
     """Cell by cell; a cell that is null in one run is null."""
-    return [[_mean(cells) for cells in zip(*rows, strict=True)] for rows in zip(*matrices, strict=True)]
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known and len(known) == len(values) else None
+    return [[mean(cells) for cells in zip(*rows, strict=True)] for rows in zip(*matrices, strict=True)]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from clplatform.report.format import is_share
-from clplatform.report.svg import MARKERS, SERIES, legend, new_figure, sequence, some, to_svg
+from clplatform.report.svg import MARKERS, SERIES, Drawing, legend, new_figure, sequence, some, to_svg
+
+if TYPE_CHECKING:
+    from clplatform.metric.statistics import Interval
 
 MOST_NAMED = 8  # lines with a name each; more are numbered
 
@@ -22,13 +25,15 @@ def lines(
     *,
     ordered: bool = False,
     samples: Mapping[str, Sequence[Sequence[float | None]]] | None = None,
+    bands: Mapping[str, Sequence[Interval | None]] | None = None,
     wide: bool = False,
-) -> str:
+) -> Drawing:
     """One line for each series over the number of experiences learned (from `first`).
 
     Args:
         ordered: the series are experiences, so that colours follow their order.
         samples: what a series is the mean of (seeds), drawn as thin lines behind it.
+        bands: how sure the values of a series are, drawn as an area behind it.
     """
     many = ordered and len(series) > MOST_NAMED
     figure, axes = new_figure(9.0, 3.8) if many or wide else new_figure()
@@ -41,6 +46,9 @@ def lines(
         last = max(last, first + len(values) - 1)
         for sample in (samples or {}).get(label, ()):
             axes.plot(x, scale * _array(sample), color=colors[i], linewidth=0.8, alpha=0.45)
+        if label in (bands or {}):
+            ends = np.array([(b.low, b.high) if b else (np.nan, np.nan) for b in (bands or {})[label]]).T
+            axes.fill_between(x, *(scale * ends), color=colors[i], alpha=0.16, linewidth=0)
         look: dict[str, Any] = {"color": colors[i], "linestyle": dashes[i], "marker": MARKERS[i % len(MARKERS)]}
         axes.plot(x, scale * _array(values), **look, markersize=4, linewidth=1.7, label=label, zorder=3)
     axes.set_xticks([first + i for i in some(last - first + 1, 12)])

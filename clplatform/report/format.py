@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from clplatform.metric.score import is_share
+
+if TYPE_CHECKING:
+    from clplatform.metric.statistics import Interval
 
 NONE = "–"
 MINUS = "−"
 
 # Metrics that are differences of two values of the primary metric.
 DIFFERENCES = {"average_forgetting", "backward_transfer", "forward_transfer", "intransigence", "transfer"}
-
-
-def is_share(metric: str) -> bool:
-    """Is this primary metric a fraction of 1, to be shown in percent?"""
-    return metric.endswith("accuracy")
 
 
 def score(value: float | None, metric: str = "accuracy", *, unit: bool = True) -> str:
@@ -61,6 +61,35 @@ def mean_std(values: Sequence[float]) -> tuple[float, float | None]:
     if len(values) < 2:
         return mean, None
     return mean, math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1))
+
+
+def interval(value: Interval | None, name: str, metric: str) -> str:
+    """`[81.2, 86.4]`, in the unit of one of `METRICS`; `name` "difference": of two values of the primary metric."""
+    if value is None:
+        return NONE
+    if name == "difference":
+        ends = [difference(end, metric, unit=False) for end in (value.low, value.high)]
+    else:
+        ends = [metric_value(name, end, metric, unit=False) for end in (value.low, value.high)]
+    return f"[{ends[0]}, {ends[1]}]"
+
+
+def p_value(value: float | None) -> str:
+    """`0.031 *`: two digits, starred where it is at most 0.05 (judged before rounding)."""
+    if value is None:
+        return NONE
+    text = "< 0.001" if value < 0.001 else f"{value:.3f}" if value < 0.1 else f"{value:.2f}"
+    return text + (" *" if value <= 0.05 else "")
+
+
+def effect(value: float | None) -> str:
+    """A standardized difference with its sign: `−1.24`."""
+    return NONE if value is None else _sign(f"{value:+.2f}")
+
+
+def percent(value: float) -> str:
+    """A share: `80 %`."""
+    return f"{100 * value:.0f} %"
 
 
 def seconds(value: float | None) -> str:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from clplatform.report.budget import budget
 from clplatform.report.details import flatten
 from clplatform.report.run import Run
 
@@ -15,19 +16,38 @@ NEUTRAL = re.compile(
     r"|^(hydra|tracking|checkpoint|experiment|protocol\.(chosen|before))(\.|$)|\._tune_\.|^tuning\._target_$"
     r"|(_dir|path|folder)$"
 )
+# Settings that decide how much a run may see, keep and train: groups that differ in them are not on an equal footing.
+BUDGET = re.compile(
+    r"^(stream|backbone)\.|^(batch_size|early_stopping)$|(^|\.)(max_epochs|epochs|max_steps|limit_train_batches)$"
+    r"|\.accumulate_grad_batches$"
+)
+MEMORY = re.compile(r"\.(capacity|mem_size|memory_size|per_class)$")
+# Not continual learning: they see all data, or one experience at a time. Shown, but never the best to compare with.
+BOUNDS = {"joint", "cumulative", "independent"}
 
 
 @dataclass
 class Group:
-    """Runs that differ by their seeds only; `label` says what sets them apart from the other groups."""
+    """Runs that differ by their seeds only; `label` says what sets them apart from the other groups.
+
+    `own`: the settings that set it apart from other groups of its strategy; `choices`: all that may matter.
+    """
 
     label: str
     runs: list[Run]
+    own: dict[str, str] = field(default_factory=dict)
+    choices: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def is_bound(self) -> bool:
+        """Is it an upper or lower bound and no continual learner?"""
+        strategies = self.runs[0].rows("strategy")
+        return bool(strategies) and set(map(str, strategies)) <= BOUNDS
 
 
 @dataclass
 class Setting:
-    """Groups that may be compared: same stream, scenario, number of experiences, metric and backbone."""
+    """Groups that may be compared: same stream, scenario, number of experiences, metric, backbone and budget."""
 
     title: str
     metric: str
@@ -42,9 +62,10 @@ def setting_title(run: Run) -> str:
     scenario = str(stream.get("scenario", "unknown scenario")).replace("_", "-")
     pretrained = ", pretrained" if backbone.get("pretrained") else ""
     name = f"{stream.get('name', 'unknown stream')}, {scenario}, {run.n_experiences} experiences"
-    return f"{name}, {backbone.get('name', 'unknown backbone')}{pretrained}" + (
+    title = f"{name}, {backbone.get('name', 'unknown backbone')}{pretrained}" + (
         "" if run.metric_name == "accuracy" else f", {run.metric_name}"
     )
+    return f"{title}, {budget(run)}" if budget(run) else title
 
 
 def settings(runs: Iterable[Run]) -> list[Setting]:
@@ -60,20 +81,38 @@ def _setting(title: str, runs: list[Run]) -> Setting:
     by_strategy: dict[tuple[str, str | None], list[Run]] = {}
     for run in runs:
         by_strategy.setdefault((run.strategy, run.tuning), []).append(run)
-    groups: dict[str, list[Run]] = {}
+    groups: dict[str, Group] = {}
     for (strategy, tuning), members in by_strategy.items():
         varied = _varied([flat[id(run)] for run in members])
         name = f"{strategy}, {tuning}" if tuning else strategy
         for run in members:
-            own = [f"{_brief(key, strategy)}={_value(flat[id(run)], key)}" for key in varied]
-            label = f"{name} ({', '.join(own)})" if own else name
-            groups.setdefault(label, []).append(run)
+            own = {_brief(key, strategy): _value(flat[id(run)], key) for key in varied}
+            label = f"{name} ({', '.join(f'{key}={value}' for key, value in own.items())})" if own else name
+            group = groups.setdefault(label, Group(label, [], own))
+            group.runs.append(run)
+            group.choices = group.choices or flat[id(run)]
     shared = [key for key in _varied(list(flat.values())) if not key.startswith(("strategy.", "tuning."))]
-    differences = {
-        key: {label: _value(flat[id(members[0])], key) for label, members in groups.items()} for key in shared
-    }
-    ordered = [Group(label, members) for label, members in groups.items()]
-    return Setting(title, runs[0].metric_name, ordered, differences)
+    differences = {key: {label: _value(group.choices, key) for label, group in groups.items()} for key in shared}
+    return Setting(title, runs[0].metric_name, list(groups.values()), differences)
+
+
+def unequal(one: Group, other: Group) -> list[str]:
+    """In what two groups are not on an equal footing: `trainer.max_epochs 10 / 5`. Nothing where a run has no
+    configuration, and no memory budget where one of them keeps no samples."""
+    a, b = one.choices, other.choices
+    if not a or not b:
+        return []
+    budgeted = bool(one.runs[0].part("budget").get("unit"))  # then it says how long is trained, and not the epochs
+    keys = [key for key in dict.fromkeys([*a, *b]) if BUDGET.search(key) and a.get(key) != b.get(key)]
+    if budgeted:
+        keys = [key for key in keys if key not in ("stream.epochs", "trainer.max_epochs")]
+    if "trainer.max_epochs" in a and "trainer.max_epochs" in b:  # it rules over the stream's own
+        keys = [key for key in keys if key != "stream.epochs"]
+    found = [f"{key} {_value(a, key)} / {_value(b, key)}" for key in keys]
+    kept = [sorted(value for key, value in choices.items() if MEMORY.search(key)) for choices in (a, b)]
+    if kept[0] and kept[1] and kept[0] != kept[1]:
+        found.append(f"memory {', '.join(kept[0])} / {', '.join(kept[1])}")
+    return found
 
 
 def _value(choices: dict[str, str], key: str) -> str:
@@ -81,7 +120,8 @@ def _value(choices: dict[str, str], key: str) -> str:
 
 
 def _choices(run: Run) -> dict[str, str]:
-    return {key: value for key, value in flatten(run.config).items() if not NEUTRAL.search(key)}
+    # A budget is part of the setting's title, and null in older runs not even a key.
+    return {k: v for k, v in flatten(run.config).items() if not NEUTRAL.search(k) and not k.startswith("budget")}
 
 
 def _varied(choices: list[dict[str, str]]) -> list[str]:
@@ -96,13 +136,18 @@ def _brief(key: str, strategy: str) -> str:
     return key.removeprefix(f"strategy.{strategy}.")
 
 
+def sample(run: Run) -> tuple[object, ...]:
+    """Which draw of chance a run is: the seed of its training, and its class order."""
+    return run.results.get("seed"), run.order_seed, str(run.config.get("stream", {}).get("class_order"))
+
+
 def independent(runs: Iterable[Run]) -> tuple[list[Run], list[Run]]:
     """Runs with different seeds, and repetitions of one that is already there (same training and class-order seed):
     the same experiment twice is no second sample."""
     kept: dict[tuple[object, ...], Run] = {}
     repeated = []
     for run in runs:
-        key = (run.results.get("seed"), run.order_seed, str(run.config.get("stream", {}).get("class_order")))
+        key = sample(run)
         if key in kept:
             repeated.append(run)
         else:

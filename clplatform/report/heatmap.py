@@ -83,6 +83,23 @@ def confusion_map(
     return to_svg(figure, name, f"Confusion matrix of {k} {plural} after the last experience")
 
 
+def layer_map(
+    values: Sequence[Sequence[float | None]], layers: Sequence[str], names: Sequence[str], name: str, label: str
+) -> str:
+    """Shares in percent: a row for each layer of the model from input to output, a column for each experience."""
+    cells = np.array([[np.nan if v is None else round(100 * v) for v in row] for row in values], dtype=float)
+    n = cells.shape[1]
+    figure, axes = new_figure(min(max(0.62 * n + 2.3, 4.4), 9.0), min(max(0.34 * len(layers) + 1.3, 2.4), 7.0))
+    _heat(axes, cells, 0, 100, cells=n <= MOST_NUMBERS)
+    ticks, rows = some(n, 20), some(len(layers), 26)
+    labels = labels_of(names, ticks, 1, numbers=n > MOST_NUMBERS)
+    turned = max(map(len, labels), default=0) > 6
+    axes.set_xticks(ticks, labels, rotation=35 if turned else 0, ha="right" if turned else "center")
+    axes.set_yticks(rows, [shorten(layers[i], 20) for i in rows])
+    axes.set(xlabel="experience", ylabel="layer, input first")
+    return to_svg(figure, name, label)
+
+
 def _heat(
     axes: Axes, values: np.ndarray, low: float, high: float | None, *, cells: bool, bright_is_high: bool = True
 ) -> None:

@@ -3,18 +3,36 @@
 from __future__ import annotations
 
 from clplatform.metric.matrix import METRICS, Metric, average_accuracy, average_forgetting, forgetting_per_experience
+from clplatform.metric.score import is_share, word
+from clplatform.metric.score import title as heading
 from clplatform.report import figures
+from clplatform.report.budget import facts as budget_facts
 from clplatform.report.confusion import confusion
 from clplatform.report.details import cost, data, losses, notes, reproduce, setup
+from clplatform.report.diagnosis import diagnosis
 from clplatform.report.document import Document, Figure, Headline, Part, Section, Table, Text
-from clplatform.report.format import NONE, difference, is_share, metric_value, score, seconds, size, words
+from clplatform.report.format import NONE, difference, metric_value, score, seconds, size, words
 from clplatform.report.heatmap import matrix_map
 from clplatform.report.run import Run, number
+from clplatform.report.scores import other_scores, samples
+from clplatform.report.stability import stability
 
 
 def document(run: Run) -> Document:
     """Everything there is to say about a run."""
-    sections = [matrix(run), over_time(run), metrics(run), losses(run), confusion(run), cost(run), data(run)]
+    sections = [
+        matrix(run),
+        over_time(run),
+        stability(run),
+        diagnosis(run),
+        metrics(run),
+        other_scores(run),
+        samples(run),
+        losses(run),
+        confusion(run),
+        cost(run),
+        data(run),
+    ]
     sections += [reproduce(run), setup(run)]
     sections.insert(-2, notes(run))  # last to be made: reading the rest may have found problems
     stream = run.part("stream")
@@ -61,6 +79,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
         ("Backbone", f"{backbone.get('name', NONE)}{_origin(backbone)}"),
         *([("Tuning", run.tuning)] if run.tuning else []),
         ("Parameters", _parameters(backbone)),
+        *budget_facts(run),
         ("Seeds", f"training {run.results.get('seed', NONE)}, class order {'fixed' if order is None else order}"),
         ("Run", f"{run.results.get('run_id', NONE)}, {started}"),
     ]
@@ -93,12 +112,12 @@ def _short(n: float) -> str:
 
 def title(metric: Metric, run: Run) -> str:
     """The metric's title with the name of the primary metric in it."""
-    return metric.title.replace("accuracy", words(run.metric_name))
+    return metric.title.replace("accuracy", word(run.metric_name))
 
 
 def meaning(metric: Metric, run: Run) -> str:
     """What the metric says, with the name of the primary metric in it."""
-    return metric.meaning.replace("accuracy", words(run.metric_name))
+    return metric.meaning.replace("accuracy", word(run.metric_name))
 
 
 def headlines(run: Run) -> list[Headline]:
@@ -130,11 +149,11 @@ def matrix(run: Run) -> Section:
     ]
     unit = " in %" if is_share(name) else ""
     table = Table(
-        f"{words(name).capitalize()}{unit} on the test data of each experience (columns) after training on each (rows)",
+        f"{heading(name)}{unit} on the test data of each experience (columns) after training on each (rows)",
         ["after", *names], rows, folded=len(names) > 8, half=beside,
     )  # fmt: skip
-    parts = [Figure(f"Test {words(name)}{unit}", svg, reading, wide=not beside), table]
-    return Section("matrix", f"{words(name).capitalize()} matrix", parts)
+    parts = [Figure(f"Test {word(name)}{unit}", svg, reading, wide=not beside), table]
+    return Section("matrix", f"{heading(name)} matrix", parts)
 
 
 def over_time(run: Run) -> Section:
@@ -148,16 +167,16 @@ def over_time(run: Run) -> Section:
     many, worse = n > figures.MOST_NAMED, "fall" if run.higher_is_better else "rise"
     parts: list[Part] = [
         Figure(
-            f"{words(name).capitalize()} of each experience",
-            figures.lines(learned, 1, name, f"test {words(name)}{unit}", "accuracy", ordered=True),
+            f"{heading(name)} of each experience",
+            figures.lines(learned, 1, name, f"test {word(name)}{unit}", "accuracy", ordered=True),
             f"Each line starts when its experience is learned; lines that {worse} are forgotten, flat lines are kept.",
             wide=many,
         ),
         Figure(
-            f"Average {words(name)}",
-            figures.lines({"average": average}, 1, name, f"average {words(name)}{unit}", "average"),
+            f"Average {word(name)}",
+            figures.lines({"average": average}, 1, name, f"average {word(name)}{unit}", "average"),
             "The mean over all experiences learned so far: the mean of this line is the average anytime "
-            f"{words(name)}.",
+            f"{word(name)}.",
         ),
     ]  # fmt: skip
     if n > 1:

@@ -27,6 +27,13 @@ MARKERS = "osD^vP*Xh<"
 SCALE = 1.18  # of all text: figures are narrow
 
 
+class Drawing(str):
+    """An `<svg>` element for a page that knows its name and the figure it is of, which `export.py` writes as a PDF too."""
+
+    name: str
+    figure: Figure
+
+
 def new_figure(width: float = 5.4, height: float = 3.3) -> tuple[Figure, Axes]:
     """An empty figure (inches) with one axes in the house style."""
     from matplotlib.figure import Figure
@@ -63,7 +70,7 @@ def style() -> Any:
     })  # fmt: skip
 
 
-def to_svg(figure: Figure, name: str, label: str) -> str:
+def to_svg(figure: Figure, name: str, label: str) -> Drawing:
     """The figure as an `<svg>` element with unique ids (prefix `name`) and `label` for screen readers."""
     from xml.sax.saxutils import quoteattr
 
@@ -73,6 +80,7 @@ def to_svg(figure: Figure, name: str, label: str) -> str:
     buffer = io.StringIO()
     with style():
         figure.savefig(buffer, format="svg", transparent=True, dpi=150, metadata={"Date": None, "Creator": None})
+    figure.set_layout_engine("none")  # found: the same in every other format
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     # Inside HTML neither namespaces nor the sheet (which would apply to the whole page) are needed.
@@ -86,7 +94,9 @@ def to_svg(figure: Figure, name: str, label: str) -> str:
     text = re.sub(r'(<svg[^>]*?) height="[\d.]+pt"', r"\1", text, count=1)
     natural = float(width[1]) * 4 / 3 if width else 520.0
     attributes = f'role="img" aria-label={quoteattr(label)} style="--width: {natural:.0f}px"'
-    return re.sub(r"<svg ", f"<svg {attributes} ", text, count=1).strip()
+    drawing = Drawing(re.sub(r"<svg ", f"<svg {attributes} ", text, count=1).strip())
+    drawing.name, drawing.figure = name, figure
+    return drawing
 
 
 def legend(axes: Axes, labels: Sequence[str], title: str | None = None) -> None:
