@@ -9,9 +9,13 @@ from typing import Any
 
 import torch
 
+from clplatform.budget import build_budget
 from clplatform.config import EXTRA, is_full
 from clplatform.data import derive_seed
 from clplatform.fitting import Fitter
+from clplatform.head.linear import LinearHead
+from clplatform.head.span import SpanHead
+from clplatform.head.vocabulary import VocabularyHead
 from clplatform.learner import Learner
 from clplatform.machine import check_device
 from clplatform.signature import OURS, find
@@ -54,11 +58,15 @@ def build_tokenizer(config: dict[str, Any]) -> Any:
         return None
     if getattr(find(config["backbone"]["_target_"]), "reads", "input_ids") != "input_ids":
         return None  # an image model, which will refuse the stream when it is built
-    from clplatform.backbone.pretrained import tokenizer_source
+    from clplatform.backbone.pretrained import decoder_start, tokenizer_source
     from clplatform.stream.tokenizer import load_tokenizer
 
     source = tokenizer_source(config["backbone"])
-    return load_tokenizer(source) if source else None
+    if not source:
+        return None
+    tokenizer: Any = load_tokenizer(source)
+    tokenizer.decoder_start = decoder_start(source, config["backbone"].get("config") or {})
+    return tokenizer
 
 
 def build_stream(config: dict[str, Any], tokenizer: Any = None) -> Stream:
@@ -132,7 +140,18 @@ def check_needs(chain: Chain, info: StreamInfo, config: dict[str, Any]) -> None:
             "a Transformer",
             f"{backbone} is none; choose a Transformer backbone, such as vit_tiny",
         ),
+        "decoder": (
+            "causal_lm" in getattr(find(config["backbone"]["_target_"]), "problems", ()),
+            "a decoder",
+            f"{backbone} is none; choose a causal language model, such as transformer_decoder",
+        ),
     }
+    for name, strategy in chain.strategies.items():
+        if info.problem not in strategy.problems:
+            raise ClplatformError(
+                f"strategy={name} learns {' and '.join(sorted(strategy.problems))}, and stream={info.name} is "
+                f"{info.problem}; `clplatform list strategies` says what each can learn"
+            )
     head = find(config["head"]["_target_"])
     wanted = {f"strategy={name}": s.needs for name, s in chain.strategies.items()}
     wanted[f"head={head.__module__.rpartition('.')[2]}"] = getattr(head, "needs", frozenset())
@@ -234,9 +253,18 @@ def build_learner(
     given: dict[str, Any] = {"input": info.input}
     if assets is not None:
         given |= {"load_weights": False, "assets": assets}
-    backbone = make(without_extra(config, "backbone"), **given)
+    node = without_extra(config, "backbone")
+    target = find(node["_target_"])
+    check_problem(config, target, info)
+    if "problem" in inspect.signature(target).parameters:
+        given["problem"] = info.problem
+    backbone = make(node, **given)
     build_tuning(config).apply(backbone, info.input)
-    make_head = partial(make, config["head"], feature_size=backbone.feature_size)
+    make_head: Any = VocabularyHead
+    if info.problem == "question_answering":
+        make_head = partial(SpanHead, feature_size=backbone.feature_size)
+    elif not info.predicts_text:
+        make_head = partial(make, config["head"], feature_size=backbone.feature_size)
     return Learner(
         backbone=backbone,
         make_head=make_head,
@@ -250,13 +278,32 @@ def build_learner(
     )
 
 
+def check_problem(config: dict[str, Any], backbone: Any, info: StreamInfo) -> None:
+    """Can this backbone, with this head, learn the stream's problem?"""
+    problems = getattr(backbone, "problems", frozenset({"classification"}))
+    name = config["backbone"]["name"]
+    if info.problem not in problems:
+        raise ClplatformError(
+            f"stream={info.name} is {info.problem}, and backbone={name} learns {' and '.join(sorted(problems))}; "
+            f"choose one of those that `clplatform list backbones` shows for {info.problem}"
+        )
+    head = find(config["head"]["_target_"])
+    if not info.has_classes and head is not LinearHead:
+        what = (
+            "a language model has an output layer of its own" if info.predicts_text else "a span has a head of its own"
+        )
+        raise ClplatformError(f"head={head.__module__.rpartition('.')[2]}: {what}; leave head=single")
+
+
 def build_fitter(config: dict[str, Any]) -> Fitter:
     return Fitter(
         trainer=config["trainer"],
         batch_size=config["batch_size"],
         eval_batch_size=config["eval_batch_size"],
         num_workers=config["num_workers"],
+        bucket=config.get("bucket_by_length", False),
         patience=config["early_stopping"],
         checkpoint_every=config["checkpoint"]["every_n_batches"],
         checkpoint_minutes=config["checkpoint"]["every_minutes"],
+        budget=build_budget(config),
     )

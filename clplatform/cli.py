@@ -15,6 +15,9 @@ HELP = """clplatform: continual learning on Transformers, from a configuration t
                                      sweep=local_parallel, slurm, ray: jobs side by side; sweep=optuna: a search
   clplatform resume RUN              go on where a run stopped, to the same numbers
   clplatform report PATH...          (re)write the report of a run; compare several runs or a sweep
+                                     --watch: the matrix, losses and time left of what runs in another process
+  clplatform dashboard PROJECT       a workspace and a report in Weights & Biases, for the runs of a project
+  clplatform diagnose RUN            why it has forgotten: head bias, drift of the features, what can be relearned
   clplatform predict RUN [INPUT]     classify new samples (text lines, CSV, JSONL, images, .npy; - reads standard input)
   clplatform check strategy=NAME     does a strategy, ours or yours, keep to what every strategy must?
   clplatform list [KIND]             what there is: streams, backbones, heads, strategies, metrics, experiments, ...
@@ -35,7 +38,7 @@ Examples
   clplatform -m strategy=finetuning,ewc,replay seed=0,1,2,3,4
 """
 
-COMMANDS = ("resume", "report", "predict", "check", "list")
+COMMANDS = ("resume", "report", "dashboard", "diagnose", "predict", "check", "list")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -43,10 +43,81 @@ def report(arguments: list[str]) -> int:
     parser = Parser(prog="clplatform report", description="Report over one run, several, or a sweep.")
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="run directories, or folders of them")
     parser.add_argument("-o", "--output", type=Path, help="folder for a comparison (default: beside the runs)")
+    parser.add_argument(
+        "--watch", action="store_true", help="show how a run or a sweep goes on in another process, until it has ended"
+    )
     options = parser.parse_args(arguments)
+    if options.watch:
+        if len(options.paths) > 1 or options.output:
+            raise ClplatformError("report --watch: give one run directory, or one folder of runs, and no --output")
+        from clplatform.report.watch import watch
+
+        return watch(options.paths[0])
     from clplatform.report import report as write
 
     print(write(options.paths, options.output))
+    return 0
+
+
+def dashboard(arguments: list[str]) -> int:
+    """`clplatform dashboard PROJECT`"""
+    parser = Parser(
+        prog="clplatform dashboard",
+        description="Create a workspace and a report in Weights & Biases for the runs of a project (tracking.project): curves "
+        "over experiences by strategy, matrices, final metrics, losses, cost. Needs clplatform[dashboard] and a login.",
+    )
+    parser.add_argument("project", metavar="PROJECT", help="name of the W&B project")
+    parser.add_argument("--entity", help="user or team that it belongs to (default: yours)")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be made as JSON; needs no login")
+    options = parser.parse_args(arguments)
+    from clplatform.dashboard import dashboard as create
+
+    print(create(options.project, options.entity, dry_run=options.dry_run))
+    return 0
+
+
+def diagnose(arguments: list[str]) -> int:
+    """`clplatform diagnose RUN`"""
+    parser = Parser(
+        prog="clplatform diagnose",
+        description="Why has a finished run forgotten? Looks at its saved models and its data again: how much of the "
+        "forgetting is the head's, how far the features have drifted, how fast what is forgotten is relearned. Writes "
+        "diagnosis.json, and the report anew. A run with keep_models=true can be told the most of.",
+    )
+    parser.add_argument("run", type=Path, help="the run directory")
+    parser.add_argument(
+        "--part",
+        action="append",
+        choices=("head_bias", "drift", "relearning"),
+        help="only this; may be given more than once (default: all)",
+    )
+    parser.add_argument(
+        "--samples", type=int, default=1000, help="training samples of each experience to fit probes to (default: 1000)"
+    )
+    parser.add_argument(
+        "--level", type=float, default=0.9, help="share of its old accuracy at which it is relearned (default: 0.9)"
+    )
+    parser.add_argument(
+        "--steps", type=int, help="most steps of relearning (default: those of an experience, up to 500)"
+    )
+    parser.add_argument("--device", default="cpu", help="where models run (default: cpu)")
+    parser.add_argument("--trust", action="append", default=[], help="allow classes with this prefix in the model")
+    options = parser.parse_args(arguments)
+    for name in ("samples", "steps"):
+        if (value := getattr(options, name)) is not None and value < 1:
+            raise ClplatformError(f"diagnose: --{name} {value}: give 1 or more")
+    if not 0 < options.level <= 1:
+        raise ClplatformError(f"diagnose: --level {options.level}: give a share above 0, at most 1")
+    from clplatform.diagnosis.diagnose import PARTS
+    from clplatform.diagnosis.diagnose import diagnose as find
+    from clplatform.report import write_report
+
+    find(
+        options.run, parts=tuple(options.part or PARTS), samples=options.samples, level=options.level,
+        steps=options.steps, device=options.device, trust=tuple(options.trust),
+        tell=lambda text: print(text, flush=True),
+    )  # fmt: skip
+    print(write_report(options.run))
     return 0
 
 
@@ -93,9 +164,10 @@ def predict(arguments: list[str]) -> int:
     """`clplatform predict RUN [INPUT]`"""
     parser = Parser(
         prog="clplatform predict",
-        description="Classify new samples with the model of a run. INPUT: text lines (.txt, or - for standard input), "
-        "CSV, TSV or JSONL with a text column, image files or a folder of them, or an array (.npy). "
-        "One JSON object per sample on standard output.",
+        description="Answer new samples with the model of a run: classes of texts or images, entities in texts, answers to "
+        "questions, texts that are written, gone on with, or have tokens filled in. INPUT: text lines (.txt, or - for "
+        "standard input), CSV, TSV or JSONL with a text column (of questions: question and context), image files or a "
+        "folder of them, or an array (.npy). One JSON object per sample on standard output.",
     )
     parser.add_argument("run", type=Path, help="a run directory or a saved model")
     parser.add_argument("input", nargs="*", help="files; - or nothing: text lines from standard input")
@@ -103,10 +175,11 @@ def predict(arguments: list[str]) -> int:
         "--column",
         action="append",
         default=[],
-        help="text column of CSV, TSV and JSONL files (default: text); twice for models of pairs of texts",
+        help="text column of CSV, TSV and JSONL files (default: text, or question and context); twice for models of pairs "
+        "of texts",
     )
     parser.add_argument("--task", type=int, help="task label, for models trained with task ids")
-    parser.add_argument("--top", type=int, default=3, help="how many probabilities to show (default: 3)")
+    parser.add_argument("--top", type=int, default=3, help="how many classes or tokens to show (default: 3)")
     parser.add_argument("--trust", action="append", default=[], help="allow classes with this prefix in the model")
     options = parser.parse_intermixed_args(arguments)
     from clplatform.inputs import read_images, read_texts
@@ -115,8 +188,7 @@ def predict(arguments: list[str]) -> int:
     predictor = load(options.run, trust=tuple(options.trust))
     text = predictor.info.input.modality == "text"
     paths = options.input or ["-"]
-    names, inputs = read_texts(paths, options.column or ["text"]) if text else read_images(paths)
-    for name, p in zip(names, predictor.predict(inputs, task=options.task, top=options.top), strict=True):
-        row = {"input": name, "label": p.label, "probability": p.probability, "probabilities": p.probabilities}
-        print(json.dumps(row, ensure_ascii=False))
+    names, inputs = read_texts(paths, options.column or predictor.columns) if text else read_images(paths)
+    for name, answer in zip(names, predictor.predict(inputs, task=options.task, top=options.top), strict=True):
+        print(json.dumps({"input": name, **answer.row()}, ensure_ascii=False))
     return 0

@@ -18,7 +18,7 @@ from clplatform.types import ClplatformError
 # What the platform itself passes to the constructors of each group.
 GIVEN = {
     "stream": {"tokenizer"},
-    "backbone": {"input", "load_weights", "assets"},
+    "backbone": {"input", "problem", "load_weights", "assets"},
     "head": {"feature_size"},
     "optimizer": {"params"},
     "scheduler": {"optimizer", "n_steps"},
@@ -50,8 +50,26 @@ ROOT: dict[str, Any] = {
     "threads": Annotated[int, Ge(1)] | None,  # type: ignore[operator]
     "label_smoothing": Annotated[float, Ge(0), Le(1)],
     "references": bool,
+    "bucket_by_length": bool,
     "early_stopping": Annotated[int, Ge(1)] | None,  # type: ignore[operator]
+    "evaluate_every": Annotated[int, Ge(1)] | None,  # type: ignore[operator]
+    "evaluate_samples": Annotated[int, Ge(1)] | None,  # type: ignore[operator]
+    "keep_models": bool,
     "checkpoint": dict[str, Any],
+    "budget": dict[str, Any],
+}
+# What a configuration of before there was the setting does not say.
+LATER = {
+    "references": False, "bucket_by_length": False, "evaluate_every": None, "evaluate_samples": None,
+    "keep_models": False, "budget": {},
+}  # fmt: skip
+# All are null in a run whose experiences take epochs and whose strategies may keep what they want (`clplatform.budget`).
+BUDGET: dict[str, Any] = {
+    "steps": Annotated[int, Ge(1)] | None,  # type: ignore[operator]
+    "samples": Annotated[int, Ge(1)] | None,  # type: ignore[operator]
+    "flops": Annotated[float, Gt(0)] | None,  # type: ignore[operator]
+    "seconds": Annotated[float, Gt(0)] | None,  # type: ignore[operator]
+    "bytes": Annotated[int, Ge(1)] | None,  # type: ignore[operator]
 }
 CHECKPOINT: dict[str, Any] = {
     "every_n_batches": Annotated[int, Ge(1)] | None,  # type: ignore[operator]
@@ -87,6 +105,17 @@ def identity(config: dict[str, Any]) -> str:
     values = {k: v for k, v in untuned(config).items() if k not in without}
     if is_full(values):  # as a configuration of before there were other tunings
         values.pop("tuning", None)
+    if not values.get("bucket_by_length"):  # as before there was a choice
+        values.pop("bucket_by_length", None)
+    if not values.get("evaluate_every"):  # numbers are the same with it: but who asks for it wants a run that has it
+        values = {k: v for k, v in values.items() if k not in ("evaluate_every", "evaluate_samples")}
+    if not values.get("keep_models"):
+        values.pop("keep_models", None)
+    budget = {k: v for k, v in (values.pop("budget", None) or {}).items() if v is not None}
+    values |= {"budget": budget} if budget else {}
+    if isinstance(stream := values.get("stream"), dict) and stream.get("augment", "") is None:
+        # of texts: as a configuration of before they could be augmented
+        values["stream"] = {k: v for k, v in stream.items() if k != "augment"}
     if isinstance(strategies := values.get("strategy"), dict):  # in the order typed; without ghosts, see `drop_ghosts`
         tries = set() if values.get("protocol") else {"_tune_"}  # what would be tried if it were tuned
         values["strategy"] = [
@@ -145,11 +174,13 @@ def check(config: dict[str, Any]) -> None:
     unknown = sorted(set(config) - set(ROOT) - set(GROUPS) - {"experiment", "protocol"})
     if unknown:
         raise ClplatformError(f"{unknown[0]}: there is no such setting{suggest(unknown[0], [*ROOT, *GROUPS])}")
-    check_values("", {"references": False, **config}, ROOT)
+    check_values("", {**LATER, **config}, ROOT)
     check_values("checkpoint.", config["checkpoint"], CHECKPOINT)
-    wrong = next((key for key in config["checkpoint"] if key not in CHECKPOINT), None)
-    if wrong is not None:
-        raise ClplatformError(f"checkpoint.{wrong}: there is no such setting{suggest(wrong, CHECKPOINT)}")
+    check_values("budget.", {**dict.fromkeys(BUDGET), **config.get("budget", {})}, BUDGET)
+    for part, known in (("checkpoint", CHECKPOINT), ("budget", BUDGET)):
+        wrong = next((key for key in config.get(part, {}) if key not in known), None)
+        if wrong is not None:
+            raise ClplatformError(f"{part}.{wrong}: there is no such setting{suggest(wrong, known)}")
     check_strategies(config.get("strategy"))
     check_trainer(config.get("trainer"))
     for group in ("stream", "backbone", "tuning", "head", "optimizer", "scheduler", "tracking"):

@@ -3,34 +3,49 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from clplatform.types import Batch, Data
+from clplatform.types import IGNORED, Batch, Data, Output
 
 Transform = Callable[[Batch], Batch]
 
 # Columns [B, T] of text, and what fills them up to the longest sample of a batch. `input_ids` is filled
 # with zeros: whatever the tokenizer's padding id, `attention_mask` says that nobody looks there.
-PADDING = {"input_ids": 0, "attention_mask": 0, "token_type_ids": 0, "labels": -100}
+PADDING = {
+    "input_ids": 0, "attention_mask": 0, "token_type_ids": 0, "original_ids": 0, "decoder_input_ids": 0,
+    "decoder_attention_mask": 0, "answerable": 0, "labels": IGNORED,
+}  # fmt: skip
 
 
 def trim(batch: Batch) -> Batch:
-    """Cut text columns [B, T] to the longest sample of the batch."""
+    """Cut text columns [B, T] to the longest sample of the batch: of what is read, and of what is written."""
     if "attention_mask" not in batch:
         return batch
-    length = int(batch["attention_mask"].sum(1).max()) if len(batch["attention_mask"]) else 0
-    full = batch["attention_mask"].shape[1]
-    if length == full:
+    written = ("decoder_input_ids", "decoder_attention_mask")
+    if "decoder_attention_mask" in batch:
+        batch = _cut(batch, "decoder_attention_mask", (*written, "labels"))
+        return _cut(batch, "attention_mask", [n for n in PADDING if n not in (*written, "labels")])
+    return _cut(batch, "attention_mask", PADDING)
+
+
+def _cut(batch: Batch, mask: str, names: Iterable[str]) -> Batch:
+    """Columns `names` cut to the longest row of `mask`."""
+    length = int(batch[mask].sum(1).max()) if len(batch[mask]) else 0
+    if length == batch[mask].shape[1]:
         return batch
-    return {
-        name: value[:, :length] if name in PADDING and value.ndim == 2 and value.shape[1] == full else value
-        for name, value in batch.items()
-    }
+    return {n: value[:, :length] if n in names and value.ndim == 2 else value for n, value in batch.items()}
+
+
+def predicted(batch: Batch, values: Tensor) -> Tensor:
+    """What belongs to the predictions of a batch, one row for each: of tokens [B, T, …] those that have a label [N, …];
+    where a sample has one label, `values` [B, …] as they are."""
+    labels = batch["labels"]
+    return values if labels.ndim == 1 else values[labels != IGNORED]
 
 
 def concat(batches: Sequence[Batch]) -> Batch:
@@ -49,6 +64,18 @@ def _concat_column(name: str, values: list[Tensor]) -> Tensor:
         length = max(v.shape[1] for v in values)
         values = [torch.nn.functional.pad(v, (0, length - v.shape[1]), value=PADDING[name]) for v in values]
     return torch.cat(values)
+
+
+def join(outputs: Sequence[Output], order: Tensor) -> Output:
+    """One output of those of parts of a batch.
+
+    Args:
+        order: where each row of the whole is in the parts one after the other, int64 [B].
+    """
+    logits, features = (torch.cat([getattr(part, name) for part in outputs])[order] for name in ("logits", "features"))
+    written = [part.tokens for part in outputs if part.tokens is not None]
+    tokens = _concat_column("input_ids", written)[order] if written else None
+    return Output(logits, features, tokens)
 
 
 class TensorData(Dataset):
@@ -161,16 +188,30 @@ class ConcatData(Dataset):
         return ConcatData([self, other])
 
 
+def lengths(data: Data) -> Tensor | None:
+    """Tokens of every sample, read and written, int64 [N]; None: not of texts, or not held as tensors."""
+    if isinstance(data, ConcatData):
+        parts = [lengths(part) for part in data.parts]
+        if any(part is None for part in parts):
+            return None
+        whole = torch.cat([part for part in parts if part is not None])
+        return whole if data.rows is None else whole[data.rows]
+    if not isinstance(data, TensorData) or "attention_mask" not in data.columns:
+        return None
+    names = [n for n in ("attention_mask", "decoder_attention_mask") if n in data.columns]
+    return torch.stack([data.column(n).sum(1) for n in names]).sum(0)
+
+
 def by_length(data: Data) -> tuple[Data, Tensor]:
     """Texts from the shortest to the longest, so that batches hold little padding; everything else as it is.
 
     Returns:
         The data, and the positions int64 [N] at which the samples of the original order are in it.
     """
-    n = len(data)
-    if not isinstance(data, TensorData) or "attention_mask" not in data.columns:
+    n, own = len(data), lengths(data)
+    if own is None or isinstance(data, ConcatData):
         return data, torch.arange(n)
-    order = data.column("attention_mask").sum(1).argsort(stable=True)
+    order = own.argsort(stable=True)
     back = torch.empty_like(order)
     back[order] = torch.arange(n)
     return data.select(order), back
@@ -182,6 +223,9 @@ def derive_seed(*parts: int | str) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
+WINDOW = 50  # batches that are sorted by length together
+
+
 class Loader:
     """Batches in an order that is a pure function of (seed, epoch), so that training can stop and go on anywhere.
 
@@ -191,6 +235,7 @@ class Loader:
         shuffle: a new order every epoch; otherwise the order of the data.
         seed: see `derive_seed`.
         drop_last: leave out a last batch that is smaller.
+        bucket: of texts, batches of about the same length, so that little is padding; only with `shuffle`.
         num_workers: processes that fetch (for data that does not fit in memory); 0: fetch here.
     """
 
@@ -202,9 +247,11 @@ class Loader:
         shuffle: bool = False,
         seed: int = 0,
         drop_last: bool = False,
+        bucket: bool = False,
         num_workers: int = 0,
     ) -> None:
         self.data, self.batch_size, self.shuffle, self.seed = data, batch_size, shuffle, seed
+        self.lengths = lengths(data) if bucket else None
         self.drop_last, self.num_workers = drop_last, num_workers
         self.epoch = 0
         self.offset = 0  # batches of this epoch that are already done
@@ -219,7 +266,15 @@ class Loader:
         if not self.shuffle:
             return torch.arange(len(self.data))
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "epoch", epoch))
-        return torch.randperm(len(self.data), generator=generator)
+        order = torch.randperm(len(self.data), generator=generator)
+        if self.lengths is None:
+            return order
+        # Sorted by length within windows of many batches; then the batches are shuffled, but for a smaller last one.
+        windows = order.split(WINDOW * self.batch_size)
+        order = torch.cat([w[self.lengths[w].argsort(stable=True)] for w in windows])
+        n = len(order) // self.batch_size
+        whole = order[: n * self.batch_size].view(n, self.batch_size)
+        return torch.cat([whole[torch.randperm(n, generator=generator)].flatten(), order[n * self.batch_size :]])
 
     def __iter__(self) -> Iterator[Batch]:
         if not self._resumed and self.offset > 0:  # the last pass was broken off

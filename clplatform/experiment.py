@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,8 +14,9 @@ import numpy as np
 import torch
 
 from clplatform import checkpoint
+from clplatform.budget import counted, spent
 from clplatform.data import derive_seed
-from clplatform.evaluate import confusion, evaluate_row
+from clplatform.evaluate import confusion, evaluate_row, only, samples
 from clplatform.fitting import Fitter
 from clplatform.learner import Learner
 from clplatform.results import Results
@@ -61,6 +62,7 @@ class Experiment:
     ) -> None:
         self.learner, self.stream, self.fitter, self.results = learner, stream, fitter, results
         self.run_dir, self.config, self.seed, self.observers = run_dir, config, seed, observers or []
+        self.before_record: Callable[[ExperienceInfo], None] | None = None  # may refuse what an experience has led to
         self.checkpoints = run_dir / "checkpoints"
         probe = fitter.make_trainer()
         self.device = probe.strategy.root_device
@@ -93,12 +95,16 @@ class Experiment:
             learner.counts()  # what evaluation computes is not counted
         with clock(times, "evaluate"):
             self._evaluate()
+        if self.before_record is not None:
+            self.before_record(experience)
         self._record(experience, times)
 
     def _train(self, experience: Experience, *, resume: bool) -> None:
         chain, learner = self.learner.chain, self.learner
         data = chain.train_data(learner, experience, experience.train)
         stages = chain.stages(learner, experience)
+        allowances, budget = self.fitter.allowances(learner, stages, data), self.fitter.budget
+        begin = counted(learner, budget.unit) if budget is not None else 0.0
         first, step_path = self._restore_stage(experience) if resume else (0, None)
         for number, stage in enumerate(stages):
             if number < first:
@@ -114,10 +120,14 @@ class Experiment:
                 order_seed=derive_seed(self.seed, experience.index, "order", number),
                 step_path=self.checkpoints / "step.ckpt",
                 resume_from=step_path if number == first else None,
+                allowance=allowances[number],
             )
             chain.after_stage(learner, experience, stage)
             if number + 1 < len(stages):
                 self._save("stage.ckpt", experience.index, number + 1)
+        if budget is not None:
+            used = spent(learner, budget.unit) - begin
+            self.results.budget.setdefault("used", []).append(int(used) if budget.unit in ("steps", "samples") else used)
 
     # -- parts of the loop ------------------------------------------------------------------------------------
     def _seed(self, experience: ExperienceInfo, phase: str) -> None:
@@ -144,8 +154,16 @@ class Experiment:
 
     def _evaluate(self) -> None:
         size = self.fitter.eval_batch_size
-        self.results.matrix.append(evaluate_row(self.learner, self.stream, "test", size))
-        self.results.validation_matrix.append(evaluate_row(self.learner, self.stream, "validation", size))
+        test, validation = (evaluate_row(self.learner, self.stream, s, size) for s in ("test", "validation"))
+        primary = self.results.primary_metric["name"]
+        self.results.matrix.append(only(test, primary))
+        self.results.validation_matrix.append(only(validation, primary))
+        for name in dict.fromkeys(name for scores in test if scores for name in scores):
+            if name != primary:
+                rows = self.results.scores.setdefault(name, [])
+                rows += [[None] * len(test)] * (len(self.results.matrix) - 1 - len(rows))  # it had no meaning before
+                rows.append(only(test, name))
+        self.results.samples.append(samples(self.learner, self.stream, size))
         self.learner.flops.drop()
 
     def _record(self, experience: Experience, times: dict[str, float]) -> None:
@@ -153,6 +171,9 @@ class Experiment:
         self.results.timing.append(times)
         self.results.cost = self._cost()
         self.results.save(self.run_dir)
+        if self.config.get("keep_models"):
+            folder = self.run_dir / "models" / f"after_{experience.index + 1}"
+            save_model(folder, self.learner, self.stream, self.config)
         self._save("experience.ckpt", experience.index + 1, 0)
         for name in ("stage.ckpt", "step.ckpt"):
             (self.checkpoints / name).unlink(missing_ok=True)
@@ -185,6 +206,7 @@ class Experiment:
             "weights": self.learner.state_dict(),
             "strategy": self.learner.chain.state_dict(),
             "counts": self.learner.counts(),
+            "seconds": self.learner.seconds,
         }
         checkpoint.save(self.checkpoints / name, state)
 
@@ -192,6 +214,7 @@ class Experiment:
         self.learner.load_state_dict(state["weights"])
         self.learner.chain.load_state_dict(state["strategy"])
         self.learner.set_counts(state["counts"])
+        self.learner.seconds = state.get("seconds", 0.0)
 
     def _restore(self) -> int:
         """Go back to the end of the last complete experience; returns the number of complete ones."""
@@ -207,7 +230,11 @@ class Experiment:
             self._load(state)
         # A crash between results and checkpoint leaves a row too many.
         rows = done + 1 if done else 0
-        del self.results.matrix[rows:], self.results.validation_matrix[rows:], self.results.timing[done:]
+        results = self.results
+        for kept in (results.matrix, results.validation_matrix, results.samples, *results.scores.values()):
+            del kept[rows:]
+        del results.timing[done:]
+        del results.budget.get("used", [])[done:]
         self.results.status, self.results.error = "running", None
         return done
 

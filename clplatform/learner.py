@@ -19,11 +19,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from clplatform.budget import Allowance
 from clplatform.data import Loader, by_length
+from clplatform.head.span import close_places
+from clplatform.head.vocabulary import answer
 from clplatform.metric.flops import FlopMeter
 from clplatform.module.mode import eval_mode
 from clplatform.strategy.base import Chain, Strategy
-from clplatform.types import MASKED, Batch, Data, Experience, ExperienceInfo, Output, Stage, StreamInfo
+from clplatform.types import IGNORED, MASKED, Batch, Data, Experience, ExperienceInfo, Output, Stage, StreamInfo
+
+# Steps of a schedule in a stage whose number of steps is not known: it goes through them by what is used.
+FINE = 1_000_000
 
 
 class Learner(pl.LightningModule):
@@ -76,6 +82,8 @@ class Learner(pl.LightningModule):
         self.stage_steps = 0  # optimizer steps that the current stage will take
         self.steps = 0  # optimizer steps of the whole run
         self.samples = 0  # samples of the whole run that a training step has seen, replayed ones included
+        self.seconds = 0.0  # of training steps of the whole run, where a budget counts them
+        self.allowance: Allowance | None = None  # what the current stage may use, if experiences have a budget
         self.flops = FlopMeter()
         self.flops.watch(backbone)
         self.precision_context: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
@@ -129,35 +137,57 @@ class Learner(pl.LightningModule):
         """The bare model: backbone, head, and the task's mask where task ids may be used. A strategy that has frozen the
         backbone and knows its `features` [B, D] puts them into the batch."""
         features = batch["features"] if "features" in batch else self.backbone(batch)
-        return Output(self.classify(features, batch["task_labels"]), features)
+        return Output(close_places(batch, self.classify(features, batch["task_labels"])), features)
 
     def classify(self, features: Tensor, task_labels: Tensor) -> Tensor:
         """Features [B, D], task_labels [B] → logits [B, K]."""
-        return self.mask_tasks(self.head(features, task_labels), task_labels)
+        return self.mask_tasks(answer(self.backbone, self.head, features, task_labels), task_labels)
+
+    @torch.no_grad()
+    def generate(self, batch: Batch) -> Tensor:
+        """What the model writes for each sample of a batch, int64 [B, T] as `Backbone.generate` has it."""
+        tokens = self.chain.forward(self, batch, self.write).tokens
+        assert tokens is not None, "a strategy's forward must hand on what `run` gives"
+        return tokens
+
+    def write(self, batch: Batch) -> Output:
+        """The bare model as a writer: in place of `run` where the strategies wrap generation."""
+        tokens = self.backbone.generate(batch)
+        nothing = tokens.new_zeros((len(tokens), 0), dtype=torch.float32)
+        return Output(nothing, nothing, tokens)
 
     def mask_tasks(self, logits: Tensor, task_labels: Tensor) -> Tensor:
-        """Logits [B, K] with those of classes outside a sample's task at `MASKED`, if task ids may be used."""
-        if not self.info.task_ids:
+        """Logits [B, K] (of tokens [B, T, K]) with those of classes outside a sample's task at `MASKED`, if task ids may be
+        used."""
+        if not self.info.task_ids or not self.info.has_classes:
             return logits
-        allowed = self.classes_of_task[task_labels, : logits.shape[1]]
-        if allowed.shape[1] < logits.shape[1]:
-            allowed = F.pad(allowed, (0, logits.shape[1] - allowed.shape[1]))
-        return logits.masked_fill(~allowed, MASKED)
+        allowed = self.classes_of_task[task_labels, : logits.shape[-1]]
+        if allowed.shape[1] < logits.shape[-1]:
+            allowed = F.pad(allowed, (0, logits.shape[-1] - allowed.shape[1]))
+        return logits.masked_fill(~(allowed if logits.ndim == 2 else allowed[:, None]), MASKED)
 
     def snapshot(self) -> Teacher:
         """The model as it is now."""
         return Teacher(self)
 
     def task_loss(self, batch: Batch, output: Output, reduction: str = "mean") -> Tensor:
-        """Cross-entropy over the classes seen so far; `reduction` as in PyTorch ("none": [B])."""
+        """Cross-entropy over the classes seen so far; `reduction` as in PyTorch ("none": [B]).
+
+        Where every token is predicted, the mean is over all tokens of the batch, and a sample's own loss is the sum over
+        its tokens: −log p of all that it should say.
+        """
         logits, labels, smoothing = output.logits, batch["labels"], self.label_smoothing
-        if not (smoothing and self.info.task_ids):
-            return F.cross_entropy(logits, labels, reduction=reduction, label_smoothing=smoothing)
-        # Smoothed over the classes of a sample's task: those that are masked would be nearly all of the loss.
-        absent = logits < MASKED / 2
-        even = -logits.log_softmax(1).masked_fill(absent, 0).sum(1) / (~absent).sum(1)
-        loss = (1 - smoothing) * F.cross_entropy(logits, labels, reduction="none") + smoothing * even
-        return {"none": loss, "sum": loss.sum(), "mean": loss.mean()}[reduction]
+        if smoothing and not self.info.predicts_text and (self.info.task_ids or not self.info.has_classes):
+            return smoothed_loss(logits, labels, smoothing, reduction)
+        if labels.ndim == 2:
+            if reduction == "mean":
+                labels, logits = labels.flatten(), logits.flatten(0, 1)
+                return F.cross_entropy(logits, labels, ignore_index=IGNORED, label_smoothing=smoothing)
+            each = F.cross_entropy(
+                logits.transpose(1, 2), labels, ignore_index=IGNORED, label_smoothing=smoothing, reduction="none"
+            ).sum(1)
+            return each if reduction == "none" else each.sum()
+        return F.cross_entropy(logits, labels, reduction=reduction, label_smoothing=smoothing)
 
     # -- data --------------------------------------------------------------------------------------------------
     def batches(self, data: Data, *, augment: bool = False, batch_size: int | None = None) -> Iterator[Batch]:
@@ -223,13 +253,25 @@ class Learner(pl.LightningModule):
             self.after_batch(self.trainer, batch_idx)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        correct = (self(batch).logits.argmax(1) == batch["labels"]).float()
+        output, labels = self(batch), batch["labels"]
+        if labels.ndim == 2:
+            n_predicted = int((labels != IGNORED).sum())
+            self.log("validation/loss", self.task_loss(batch, output), batch_size=max(1, n_predicted), on_epoch=True)
+            return
+        correct = (output.logits.argmax(1) == labels).float()
         self.log("validation/accuracy", correct.mean(), batch_size=len(correct), on_epoch=True)
 
     @property
     def progress(self) -> float:
         """How much of the current stage is done, 0 … 1."""
+        if self.allowance is not None:
+            return self.allowance.progress(self)
         return self.trainer.global_step / self.stage_steps if self.stage_steps else 1.0
+
+    @property
+    def steps_unknown(self) -> bool:
+        """Is the stage ended by something else than a number of steps?"""
+        return self.allowance is not None and self.allowance.unit != "steps"
 
     # -- optimizer -----------------------------------------------------------------------------------------------
     def configure_optimizers(self) -> Any:
@@ -238,10 +280,16 @@ class Learner(pl.LightningModule):
             optimizer = self.make_optimizer()
         if self.schedule is None:
             return optimizer
-        scheduler = self.schedule(optimizer, self.stage_steps)
+        scheduler = self.schedule(optimizer, FINE if self.steps_unknown else self.stage_steps)
         if scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Where the number of steps is not known, the rate follows what is used of the stage's allowance."""
+        if self.steps_unknown:
+            scheduler.last_epoch = round(self.progress * FINE) - 1
+        super().lr_scheduler_step(scheduler, metric)
 
     def make_optimizer(self) -> torch.optim.Optimizer:
         """A new optimizer over what is trainable now, as the strategies group it."""
@@ -270,6 +318,7 @@ class Learner(pl.LightningModule):
         checkpoint["clplatform"] = {
             "strategy": self.chain.state_dict(),
             "counts": self.counts(),
+            "seconds": self.seconds,
             "position": list(self.position),
             "rng": rng_state(self.generator),
         }
@@ -278,12 +327,26 @@ class Learner(pl.LightningModule):
         ours = checkpoint["clplatform"]
         self.chain.load_state_dict(ours["strategy"])
         self.set_counts(ours["counts"])
+        self.seconds = ours.get("seconds", 0.0)
         self._pending_rng = ours["rng"]
 
     def on_train_start(self) -> None:
         if self._pending_rng is not None:
             set_rng_state(self._pending_rng, self.generator)
             self._pending_rng = None
+
+
+def smoothed_loss(logits: Tensor, labels: Tensor, smoothing: float, reduction: str) -> Tensor:
+    """Cross-entropy, smoothed over the classes that a sample may have: those that are masked would be nearly all of the
+    loss. Logits [B, K] or [B, T, K], labels [B] or [B, T]."""
+    absent = logits < MASKED / 2
+    even = -logits.log_softmax(-1).masked_fill(absent, 0).sum(-1) / (~absent).sum(-1)
+    exact = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORED, reduction="none")
+    loss = ((1 - smoothing) * exact.view_as(labels) + smoothing * even).masked_fill(labels == IGNORED, 0)
+    if reduction == "mean":
+        return loss.sum() / (labels != IGNORED).sum()
+    each = loss if labels.ndim == 1 else loss.sum(1)
+    return each if reduction == "none" else each.sum()
 
 
 class Teacher:
@@ -302,12 +365,12 @@ class Teacher:
 
     def _run(self, batch: Batch) -> Output:
         features = batch["features"] if "features" in batch else self.backbone(batch)
-        return Output(self.classify(features, batch["task_labels"]), features)
+        return Output(close_places(batch, self.classify(features, batch["task_labels"])), features)
 
     @torch.no_grad()
     def classify(self, features: Tensor, task_labels: Tensor) -> Tensor:
         """Features [B, D], task_labels [B] → logits [B, K of then]."""
-        return self.learner.mask_tasks(self.head(features, task_labels), task_labels)
+        return self.learner.mask_tasks(answer(self.backbone, self.head, features, task_labels), task_labels)
 
     def n_parameters(self) -> int:
         return sum(p.numel() for module in (self.backbone, self.head) for p in module.parameters())

@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 
+from clplatform.types import CLASSES, LANGUAGE, PROBLEMS
+
 KINDS = [
     "streams", "backbones", "tuning", "heads", "strategies", "optimizers", "schedulers", "tracking", "metrics",
     "experiments", "sweeps",
@@ -33,6 +35,8 @@ def show(kinds: Sequence[str], config_dir: Path | None = None) -> None:
         header, rows = (
             strategies(config_dir)
             if kind == "strategies"
+            else backbones(config_dir)
+            if kind == "backbones"
             else metrics()
             if kind == "metrics"
             else pages(kind, config_dir)
@@ -53,13 +57,21 @@ def pages(kind: str, config_dir: Path | None = None) -> tuple[list[str], list[li
     return ["name", "what it is"], [[path.stem, comment(path)] for path in _files(FOLDERS[kind], config_dir)]
 
 
+def backbones(config_dir: Path | None = None) -> tuple[list[str], list[list[str]]]:
+    """Name, what it learns, and first comment of every backbone's page."""
+    found = [(path, source_of(yaml.safe_load(path.read_text()) or {})) for path in _files("backbone", config_dir)]
+    rows = [[path.stem, learns(source[1] if source else None), comment(path)] for path, source in found]
+    return ["name", "learns", "what it is"], rows
+
+
 def strategies(config_dir: Path | None = None) -> tuple[list[str], list[list[str]]]:
-    """Name, family, needs, what it does, and paper of every strategy."""
+    """Name, family, needs, what it does, paper, and what it learns, of every strategy."""
     rows = []
     for path in _files("strategy", config_dir):
         facts = strategy_facts(path)
-        rows.append([path.stem, facts["family"], ", ".join(facts["needs"]) or "–", comment(path), facts["paper"]])
-    return ["name", "family", "needs", "what it does", "source"], sorted(rows, key=lambda r: (r[1], r[0]))
+        needs = ", ".join(facts["needs"]) or "–"
+        rows.append([path.stem, facts["family"], needs, comment(path), facts["paper"], facts["learns"]])
+    return ["name", "family", "needs", "what it does", "source", "learns"], sorted(rows, key=lambda r: (r[1], r[0]))
 
 
 def metrics() -> tuple[list[str], list[list[str]]]:
@@ -70,23 +82,46 @@ def metrics() -> tuple[list[str], list[list[str]]]:
 
 
 def strategy_facts(page: Path) -> dict[str, Any]:
-    """`family`, `needs` and `paper` of the class that a page's target names, read from its source."""
+    """`family`, `needs`, `paper` and `learns` of the class that a page's target names, read from its source."""
     nodes = [n for n in (yaml.safe_load(page.read_text()) or {}).values() if isinstance(n, dict) and "_target_" in n]
-    module, _, name = nodes[0]["_target_"].rpartition(".") if nodes else ("", "", "")
-    source = Path(__file__).parent.joinpath(*module.split(".")[1:]).with_suffix(".py")
-    if not (module.startswith("clplatform.") and source.is_file()):  # somebody's own: it would have to be imported
-        return {"family": "?", "needs": [], "paper": ""}
-    tree = ast.parse(source.read_text())
-    cls = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == name)
-    values = {
-        t.id: n.value for n in cls.body if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)
-    }
+    found = source_of(nodes[0] if nodes else {})
+    if found is None:
+        return {"family": "?", "needs": [], "paper": "", "learns": "?"}
+    tree, values = found
     needs = values.get("needs")
     return {
         "family": ast.literal_eval(values["family"]) if "family" in values else "baseline",
         "needs": sorted(ast.literal_eval(needs.args[0])) if isinstance(needs, ast.Call) and needs.args else [],
         "paper": paper(ast.get_docstring(tree) or ""),
+        "learns": learns(values),
     }
+
+
+def source_of(node: dict[str, Any]) -> tuple[ast.Module, dict[str, ast.expr]] | None:
+    """The module of a node's target, and what its class sets; None: somebody's own, which would have to be imported."""
+    module, _, name = str(node.get("_target_", "")).rpartition(".")
+    source = Path(__file__).parent.joinpath(*module.split(".")[1:]).with_suffix(".py")
+    if not (module.startswith("clplatform.") and source.is_file()):
+        return None
+    tree = ast.parse(source.read_text())
+    cls = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == name)
+    return tree, {
+        t.id: n.value for n in cls.body if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)
+    }
+
+
+def learns(values: dict[str, ast.expr] | None) -> str:
+    """The problems of a class, in words; None: it is not known."""
+    if values is None:
+        return "?"
+    given = {"frozenset": frozenset, "PROBLEMS": PROBLEMS, "LANGUAGE": LANGUAGE, "CLASSES": CLASSES, "__builtins__": {}}
+    problems = {"classification"}
+    if "problems" in values:  # an expression of our own source, over these names
+        problems = set(eval(compile(ast.Expression(values["problems"]), "problems", "eval"), given))
+    absent = PROBLEMS - problems
+    if len(absent) < 2:
+        return " but ".join(["all", *([", ".join(sorted(absent))] if absent else [])])
+    return ", ".join(sorted(problems))
 
 
 def paper(docstring: str) -> str:

@@ -6,13 +6,14 @@ import sys
 import tempfile
 import traceback
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
+from clplatform.budget import budget_of, check_budget
 from clplatform.config import check
 from clplatform.files import atomic_write, read_json, write_json
 from clplatform.results import Results
@@ -33,7 +34,7 @@ def show(config: dict[str, Any], run_dir: Path, *, resume: bool = False, notices
     print_matrix(
         results.matrix, results.stream["experience_names"], metric["name"], metric["higher_is_better"], console
     )
-    print_summary(results.metrics, results.cost, report, console)
+    print_summary(results.metrics, results.cost, report, console, metric["name"])
     return objective(read_json(run_dir / "results.json"))
 
 
@@ -65,7 +66,7 @@ def complete(config: dict[str, Any], run_dir: Path, *, resume: bool = False, not
 
 def untrained(config: dict[str, Any]) -> list[float | None]:
     """The primary metric on every experience of a model that has its whole structure and no training."""
-    from clplatform.evaluate import evaluate_row
+    from clplatform.evaluate import evaluate_row, only
 
     with tempfile.TemporaryDirectory() as scratch:
         experiment, _, _ = assemble(config, Path(scratch), resume=False, notices=(), quiet=True)
@@ -73,13 +74,16 @@ def untrained(config: dict[str, Any]) -> list[float | None]:
             experiment._seed(experience, "before")
             experiment.learner.build(experience.info)
         experiment.learner.to(experiment.device)
-        return evaluate_row(experiment.learner, experiment.stream, "test", config["eval_batch_size"])
+        row = evaluate_row(experiment.learner, experiment.stream, "test", config["eval_batch_size"])
+        return only(row, experiment.stream.info.primary_metric)
 
 
 def objective(results: dict[str, Any]) -> float | None:
-    """Average accuracy on the validation split after the last experience; None without such a split."""
+    """Average accuracy on the validation split after the last experience, with its sign turned where lower is better;
+    None without such a split."""
     row = [value for value in (results.get("validation_matrix") or [[]])[-1] if value is not None]
-    return sum(row) / len(row) if row else None
+    sign = 1 if results["primary_metric"]["higher_is_better"] else -1
+    return sign * sum(row) / len(row) if row else None
 
 
 def execute(
@@ -101,6 +105,7 @@ def execute(
         Exception: whatever stopped the training; `results.json` says so before it is raised.
     """
     check(config)
+    check_budget(config)
     for notice in notices:
         print(f"clplatform: {notice}", file=sys.stderr)
     if not resume and (run_dir / "results.json").exists():
@@ -147,6 +152,7 @@ def assemble(
     """Build the experiment with its tracker and terminal; they are returned to be entered by the caller."""
     from clplatform import build, machine
     from clplatform.experiment import Experiment
+    from clplatform.protocol.memory import MemoryLimit, with_capacities
     from clplatform.protocol.tune_first import FirstExperiences
     from clplatform.threads import set_threads
     from clplatform.tracking.observe import Observers
@@ -160,16 +166,27 @@ def assemble(
     if (config.get("protocol") or {}).get("name") == "trial":
         stream = FirstExperiences(stream, config["protocol"]["experiences"])
     build.check_needs(chain, stream.info, config)
+    results = Results.load(run_dir) if resume else None
+    capacity = capacities(config, stream, results)
+    if capacity:
+        config = with_capacities(config, capacity)
+        chain = build.build_strategies(config)
     build.check_capacity(chain, stream.info)
     chain.check(stream.info)
     build.check_validation(config, stream)
     learner = build.build_learner(config, stream.info, chain, augment=stream.augment if stream.augments else None)
     threads = set_threads(config["threads"], learner.backbone, config["batch_size"], learner.backbone.n_tokens)
-    results = Results.load(run_dir) if resume else new_results(config, stream, learner)
-    if not resume:
-        results.notes += [*notices, *stream.notes, *build.tuning_notes(config), f"PyTorch threads: {threads}"]
+    if results is None:
+        results = new_results(config, stream, learner)
+        results.budget |= {"capacity": capacity} if capacity else {}
+        results.notes += [*notices, *stream.notes, *build.tuning_notes(config)]
+        results.notes += [*getattr(learner.backbone, "notes", []), f"PyTorch threads: {threads}"]
     observers = Observers(config, run_dir, results, resume=resume, quiet=quiet)
     fitter.after_batch, fitter.callbacks = observers.after_batch, observers.callbacks
+    watching: list[Any] = [observers]
+    if config.get("evaluate_every"):
+        watching.append(continual_evaluation(config, stream, results, run_dir))
+        fitter.after_batch = in_turn(observers.after_batch, watching[-1].after_batch)
     experiment = Experiment(
         learner=learner,
         stream=stream,
@@ -178,9 +195,45 @@ def assemble(
         run_dir=run_dir,
         config=config,
         seed=config["seed"],
-        observers=[observers],
+        observers=watching,
     )
+    if results.budget.get("bytes") is not None:
+        experiment.before_record = MemoryLimit(results.budget["bytes"], chain)
     return experiment, observers.tracker, observers.terminal
+
+
+def capacities(config: dict[str, Any], stream: Stream, known: Results | None) -> dict[str, int]:
+    """Strategy → the capacity that `budget.bytes` has room for; empty without such a budget. A run that goes on has it in its
+    record."""
+    from clplatform.protocol.memory import fit_capacity
+
+    if budget_of(config).get("bytes") is None:
+        return {}
+    return fit_capacity(config, stream) if known is None else known.budget.get("capacity", {})
+
+
+def continual_evaluation(config: dict[str, Any], stream: Stream, results: Results, run_dir: Path) -> Any:
+    """What `evaluate_every` asks for."""
+    from clplatform.diagnosis.stability_gap import ContinualEvaluation
+
+    return ContinualEvaluation(
+        every=config["evaluate_every"],
+        samples=config.get("evaluate_samples"),
+        stream=stream,
+        results=results,
+        run_dir=run_dir,
+        batch_size=config["eval_batch_size"],
+    )
+
+
+def in_turn(*calls: Callable[..., None]) -> Callable[..., None]:
+    """One call that makes all of them."""
+
+    def each(*arguments: Any) -> None:
+        for call in calls:
+            call(*arguments)
+
+    return each
 
 
 def new_results(config: dict[str, Any], stream: Stream, learner: Any) -> Results:
@@ -222,4 +275,5 @@ def new_results(config: dict[str, Any], stream: Stream, learner: Any) -> Results
         primary_metric={"name": info.primary_metric, "higher_is_better": info.higher_is_better},
         code=code_state(),
         protocol={k: v for k, v in (config.get("protocol") or {}).items() if k != "before"},
+        budget=budget_of(config),
     )

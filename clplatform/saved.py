@@ -8,9 +8,10 @@ the experiences from whose metadata the structure is rebuilt before the weights 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from clplatform.files import atomic_write, read_json, write_json
 from clplatform.types import ClplatformError, ExperienceInfo, Stream, StreamInfo
@@ -44,6 +45,45 @@ def save_model(folder: Path, learner: Learner, stream: Stream, config: dict[str,
     )
 
 
+class Saved:
+    """A trained model, ready to predict. Made by `clplatform.load`.
+
+    Args:
+        learner: the model, in eval mode.
+        folder: where it was saved.
+        tokenizer: of text models.
+    """
+
+    columns: ClassVar[list[str]] = ["text"]  # of tables that `clplatform predict` reads
+
+    def __init__(self, learner: Learner, folder: Path, tokenizer: Any = None) -> None:
+        self.learner, self.folder, self.tokenizer = learner, folder, tokenizer
+        self.info: StreamInfo = learner.info
+
+    def batches(self, columns: dict[str, Tensor], task: int | None, batch_size: int) -> Iterator[dict[str, Tensor]]:
+        """Columns [N, …] as batches that the model can be given; none of no samples.
+
+        Raises:
+            ClplatformError: a task id is missing or unknown.
+        """
+        import torch
+
+        from clplatform.data import trim
+
+        tasks = sorted({e.task_label for e in self.learner.seen})
+        if self.info.task_ids and task is None:
+            raise ClplatformError(f"the model was trained with task ids: say which task, of {tasks}")
+        if task is not None and task not in tasks:
+            raise ClplatformError(f"task {task}: the model has learned tasks {tasks}")
+        if batch_size < 1:
+            raise ClplatformError(f"batch_size={batch_size}: give 1 or more")
+        n = len(next(iter(columns.values())))
+        for rows in torch.arange(n).split(batch_size) if n else ():
+            batch = trim({name: column[rows] for name, column in columns.items()})
+            batch["task_labels"] = torch.full((len(rows),), task or 0)
+            yield {name: column.to(self.learner.device) for name, column in batch.items()}
+
+
 @dataclass(frozen=True)
 class Prediction:
     """One sample's answer."""
@@ -53,19 +93,13 @@ class Prediction:
     probability: float
     probabilities: dict[str, float]  # of the most likely classes, best first
 
+    def row(self) -> dict[str, Any]:
+        """What `clplatform predict` prints."""
+        return {"label": self.label, "probability": self.probability, "probabilities": self.probabilities}
 
-class Predictor:
-    """A trained model, ready to predict. Made by `clplatform.load`.
 
-    Args:
-        learner: the model, in eval mode.
-        folder: where it was saved.
-        tokenizer: of text models.
-    """
-
-    def __init__(self, learner: Learner, folder: Path, tokenizer: Any = None) -> None:
-        self.learner, self.folder, self.tokenizer = learner, folder, tokenizer
-        self.info: StreamInfo = learner.info
+class Predictor(Saved):
+    """A trained classifier."""
 
     @property
     def class_names(self) -> list[str]:
@@ -85,23 +119,9 @@ class Predictor:
         """
         import torch
 
-        from clplatform.data import trim
-
-        tasks = sorted({e.task_label for e in self.learner.seen})
-        if self.info.task_ids and task is None:
-            raise ClplatformError(f"the model was trained with task ids: say which task, of {tasks}")
-        if task is not None and task not in tasks:
-            raise ClplatformError(f"task {task}: the model has learned tasks {tasks}")
-        if batch_size < 1:
-            raise ClplatformError(f"batch_size={batch_size}: give 1 or more")
-        columns = self._columns(inputs)
-        n = len(next(iter(columns.values())))
         logits = [torch.zeros(0, self.learner.n_classes)]
         with torch.inference_mode():
-            for rows in torch.arange(n).split(batch_size) if n else ():
-                batch = trim({name: column[rows] for name, column in columns.items()})
-                batch["task_labels"] = torch.full((len(rows),), task or 0)
-                batch = {name: column.to(self.learner.device) for name, column in batch.items()}
+            for batch in self.batches(self._columns(inputs), task, batch_size):
                 logits.append(self.learner(batch).logits.float().cpu())
         return torch.cat(logits)
 
@@ -162,8 +182,8 @@ def model_folder(path: Path) -> Path:
     raise ClplatformError(f"{path} is neither a run directory nor a saved model")
 
 
-def load(path: str | Path, *, device: str = "cpu", trust: tuple[str, ...] | str = ()) -> Predictor:
-    """Load the model of a run.
+def load(path: str | Path, *, device: str = "cpu", trust: tuple[str, ...] | str = ()) -> Any:
+    """Load the model of a run: a `Predictor`, or what `clplatform.answering` and `clplatform.writing` have for the problem.
 
     Args:
         path: a run directory, or its `model` folder.
@@ -197,9 +217,25 @@ def load(path: str | Path, *, device: str = "cpu", trust: tuple[str, ...] | str 
 
         tokenizer = load_tokenizer(folder)
     try:
-        return Predictor(learner.eval().to(device), folder, tokenizer)
+        return predictor_of(info.problem)(learner.eval().to(device), folder, tokenizer)
     except (RuntimeError, AssertionError) as error:
         raise ClplatformError(f"device={device}: {str(error).partition(chr(10))[0]}") from None
+
+
+def predictor_of(problem: str) -> Any:
+    """The class of what `load` gives for this problem."""
+    if problem == "classification":
+        return Predictor
+    from clplatform.answering import Answerer, Tagger
+    from clplatform.writing import Continuer, Filler, Writer
+
+    by_problem = {
+        "token_classification": Tagger,
+        "question_answering": Answerer,
+        "seq2seq": Writer,
+        "causal_lm": Continuer,
+    }
+    return {**by_problem, "masked_lm": Filler}[problem]
 
 
 def read_description(path: Path) -> dict[str, Any]:

@@ -4,23 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, get_args
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Scenario = Literal["class_incremental", "task_incremental", "domain_incremental"]
-Problem = Literal["classification", "causal_lm", "masked_lm", "seq2seq"]
+Problem = Literal["classification", "token_classification", "question_answering", "causal_lm", "masked_lm", "seq2seq"]
 Modality = Literal["image", "text"]
+
+# Problems whose answers are tokens of the vocabulary.
+LANGUAGE: frozenset[str] = frozenset({"causal_lm", "masked_lm", "seq2seq"})
+PROBLEMS: frozenset[str] = frozenset(get_args(Problem))
+# Problems whose answers are classes, of which later experiences may bring more.
+CLASSES: frozenset[str] = frozenset({"classification", "token_classification"})
 
 # A batch is a dict of tensors whose first dimension is the batch, with Hugging Face names
 # (`pixel_values`, `input_ids`, `attention_mask`, `labels`) plus `task_labels` [B], `index` [B]
 # (stable sample ids of the stream) and `source` [B] (0: the stream, n > 0: the n-th memory).
+# `labels` are classes [B]; where every token has one, [B, T] and `IGNORED` for those that have none. They
+# stand where they are predicted: of a language model the label is the token that follows. Where a span answers,
+# they are the places [B, 2] of its first and its last token, and `answerable` [B, T] says where it may be.
+# An encoder-decoder's batch also has `decoder_input_ids` and `decoder_attention_mask` [B, T].
 Batch: TypeAlias = "dict[str, Tensor]"
 
 # Value of a logit whose class is not available (another task's class, a class not seen yet).
 # Finite, so that softmax gives an exact zero and differences of two masked logits are zero, not nan.
 MASKED = -1e4
+
+# The label of a token that is not predicted, as in PyTorch's cross-entropy.
+IGNORED = -100
 
 
 class ClplatformError(Exception):
@@ -99,6 +112,11 @@ class InputSpec:
     vocab_size: int | None = None
     pad_token_id: int | None = None
     max_length: int | None = None
+    # text that is written (generation): the first token, the last one, and the most tokens of a target
+    bos_token_id: int | None = None
+    eos_token_id: int | None = None
+    max_target_length: int | None = None
+    mask_token_id: int | None = None  # masked language models: what hides a token
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -126,6 +144,21 @@ class StreamInfo:
     higher_is_better: bool = True
     boundaries: bool = True  # does it mark where a task ends?
 
+    @property
+    def predicts_text(self) -> bool:
+        """Are the classes the tokens of a vocabulary?"""
+        return self.problem in LANGUAGE
+
+    @property
+    def has_classes(self) -> bool:
+        """Does an experience bring classes of its own? Not where tokens of a vocabulary or places in a text are predicted."""
+        return self.problem in CLASSES
+
+    @property
+    def several_labels(self) -> bool:
+        """Has a sample several labels (of its tokens, of a span's ends)?"""
+        return self.problem != "classification"
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -136,7 +169,11 @@ class StreamInfo:
 
 
 class Backbone(Protocol):
-    """What a backbone module (an `nn.Module`) offers beside `__call__(batch) -> features [B, feature_size]`."""
+    """What a backbone module (an `nn.Module`) offers beside `__call__(batch) -> features [B, feature_size]`.
+
+    A language model's features are [B, T, feature_size]; it also has `projection`, the module that makes logits
+    [B, T, V] of them, and, if it writes, `generate(batch) -> tokens [B, T]`.
+    """
 
     feature_size: int
     n_tokens: int  # positions that a sample has inside the model: its work per sample
@@ -200,7 +237,12 @@ class Stage:
 
 @dataclass
 class Output:
-    """What a forward pass gives: logits [B, K] (K: classes seen so far) and features [B, D]."""
+    """What a forward pass gives: logits [B, K] (K: classes seen so far) and features [B, D].
+
+    Where every token is predicted, logits [B, T, K] and features [B, T, D]. When a model writes (generation), `tokens`
+    [B, T] are what it has written, and the others are empty.
+    """
 
     logits: Tensor
     features: Tensor
+    tokens: Tensor | None = None

@@ -34,7 +34,7 @@ def test_version(capsys: Capture) -> None:
     assert call(capsys, "--version").out == f"{clplatform.__version__}\n"
 
 
-@pytest.mark.parametrize("command", ["resume", "report", "predict", "list"])
+@pytest.mark.parametrize("command", ["resume", "report", "diagnose", "predict", "list"])
 def test_help_of_a_command(command: str, capsys: Capture) -> None:
     done = call(capsys, command, "--help")
     assert (done.code, done.err) == (0, "")
@@ -51,6 +51,7 @@ def test_help_of_a_command(command: str, capsys: Capture) -> None:
         ("resume", "resume: the following arguments are required: run; see `clplatform resume --help`"),
         ("resume a b", "resume: unrecognized arguments: b; see `clplatform resume --help`"),
         ("resume nowhere", "nowhere is not a run directory (no results.json and config.yaml in it)"),
+        ("diagnose", "diagnose: the following arguments are required: run; see `clplatform diagnose --help`"),
         ("report nowhere", "nowhere: there is no such folder"),
         ("predict nowhere", "nowhere is neither a run directory nor a saved model"),
         ("list strategys", "list strategys: there is no such kind; did you mean strategies?"),

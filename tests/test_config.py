@@ -220,6 +220,14 @@ def test_what_cannot_change_the_numbers_does_not_change_the_identity() -> None:
     assert identity(config) == identity(same) == identity(ghost) == identity(dict(reversed(config.items())))
 
 
+def test_a_run_that_only_measures_what_all_do_is_the_job_that_it_was() -> None:
+    config: dict[str, Any] = {"seed": 0, "strategy": NODES}
+    off = {"evaluate_every": None, "evaluate_samples": 100, "keep_models": False}
+    assert identity({**config, **off}) == identity(config)
+    asked = [{**off, "evaluate_every": 5}, {**off, "keep_models": True}]
+    assert len({identity({**config, **values}) for values in [off, *asked]}) == 3  # so that a sweep makes them
+
+
 @pytest.mark.parametrize(
     "change",
     [

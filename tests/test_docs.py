@@ -22,12 +22,16 @@ def checked_by(name: str) -> str:
 
 
 def table() -> str:
-    """Every strategy: family, needs, source, what its test checks it against."""
+    """Every strategy: family, needs, what it learns, source, what its test checks it against."""
     header, rows = strategies()
     assert header[:3] == ["name", "family", "needs"]
-    lines = ["| strategy | family | needs | source | what it is checked against |", "|---|---|---|---|---|"]
-    for name, family, needs, _, source in rows:
-        lines.append(f"| `{name}` | {family} | {needs.replace('_', ' ')} | {source} | {checked_by(name)} |")
+    lines = [
+        "| strategy | family | needs | learns | source | what it is checked against |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, family, needs, _, source, learns in rows:
+        words = [text.replace("_", " ") for text in (needs, learns)]
+        lines.append(f"| `{name}` | {family} | {words[0]} | {words[1]} | {source} | {checked_by(name)} |")
     return "\n".join(lines) + "\n"
 
 

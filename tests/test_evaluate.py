@@ -14,7 +14,7 @@ from torch import nn
 from world import TinyStream, make_experiment, make_learner, same, weights
 
 from clplatform.data import TensorData, by_length
-from clplatform.evaluate import accuracy, confusion, evaluate_row, has_meaning, predict
+from clplatform.evaluate import accuracy, confusion, evaluate_row, has_meaning, only, predict
 from clplatform.strategy.finetuning import Finetuning
 from clplatform.types import Batch
 
@@ -102,7 +102,7 @@ def test_evaluating_leaves_no_trace(training: bool) -> None:
 def test_what_the_model_has_no_classes_for_is_none(scenario: str, seen: int, expected: list[bool]) -> None:
     stream = TinyStream(scenario=scenario)
     learner = learner_of(stream, seen=seen)
-    row = evaluate_row(learner, stream, "test", 16)
+    row = only(evaluate_row(learner, stream, "test", 16), "accuracy")
     assert [value is not None for value in row] == expected
     for value, experience in zip(row, stream, strict=True):
         assert value is None or value == accuracy(learner, experience.test, 3)
@@ -134,9 +134,9 @@ def test_without_a_validation_split_its_row_is_none() -> None:
     stream = hard()
     stream.experiences[1] = replace(stream[1], validation=None)
     learner = learner_of(stream)
-    row = evaluate_row(learner, stream, "validation", 16)
+    row = only(evaluate_row(learner, stream, "validation", 16), "accuracy")
     assert [value is None for value in row] == [False, True, False]
-    assert row != evaluate_row(learner, stream, "test", 16)
+    assert row != only(evaluate_row(learner, stream, "test", 16), "accuracy")
 
 
 # -- confusion ----------------------------------------------------------------------------------------------------------

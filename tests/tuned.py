@@ -16,12 +16,14 @@ from clplatform.tuning.base import Tuning
 
 SIZES: dict[str, dict[str, Any]] = {
     "lora": {"rank": 2}, "dora": {"rank": 2}, "adapter": {"bottleneck": 4}, "prompt": {"length": 3}, "prefix": {"length": 2},
+    "p_tuning": {"length": 3, "hidden": 8},
 }  # fmt: skip
 # What the names of trained parameters have in them, and no others have.
 MARKS = {
     "lora": "lora_", "dora": "lora_", "ia3": "ia3_l", "adapter": "adapters.", "prompt": "soft_prompt", "prefix": "prefix.",
-    "bitfit": "bias",
+    "bitfit": "bias", "p_tuning": "soft_prompt.encoder.",
 }  # fmt: skip
+EXACT = ["adapter", "bitfit", "dora", "ia3", "lora"]  # change nothing at the start
 NAMES = sorted({path.stem for path in (conf_dir() / "tuning").glob("*.yaml")} - {"full"})
 WORLDS = {"vit": (TinyStream, make_experiment), "bert": (TinyTextStream, make_text_experiment)}
 

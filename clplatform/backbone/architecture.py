@@ -17,7 +17,16 @@ from typing import Any, cast
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.utils import logging
 
 from clplatform.backbone.pretrained import from_hub
@@ -27,17 +36,25 @@ from clplatform.types import ClplatformError
 DROPOUT = re.compile(r"dropout(_prob|_rate)?$|_pdrop$")
 # What it says of an implementation of attention that an architecture or a machine lacks.
 ATTENTION = re.compile(r"attn_implementation|attention implementation|FlashAttention")
+# What a model is needed for: who knows its architecture, and what one that is not known is not.
+KINDS: dict[str, tuple[Any, str]] = {
+    "encoder": (AutoModel, "no Transformer encoder with one size of features"),
+    "masked_lm": (AutoModelForMaskedLM, "no masked language model"),
+    "causal_lm": (AutoModelForCausalLM, "no causal language model"),
+    "seq2seq": (AutoModelForSeq2SeqLM, "no encoder-decoder that writes"),
+}
 # What Hugging Face raises at a configuration that fits nothing.
 REFUSALS = (ValueError, TypeError, ImportError, StrictDataclassError)
 
 
 def configure(
-    name: str, values: dict[str, Any], source: str, *, reads: str, assets: Path | None = None
+    name: str, values: dict[str, Any], source: str, *, reads: str, kind: str = "encoder", assets: Path | None = None
 ) -> PretrainedConfig:
     """The configuration of a saved model (`assets`), of a pretrained one with some values changed, or of a new one.
 
     Args:
         reads: the model's input, `pixel_values` or `input_ids`.
+        kind: of `KINDS`.
 
     Raises:
         ClplatformError: there is no such model, or it has no such setting.
@@ -52,14 +69,14 @@ def configure(
         return config
     if "model_type" not in values:
         raise ClplatformError(f"backbone={name}: give backbone.pretrained, or backbone.config with a model_type")
-    kind = values["model_type"]
-    if kind not in CONFIG_MAPPING:
-        near = difflib.get_close_matches(str(kind), list(CONFIG_MAPPING), n=1)
+    model_type = values["model_type"]
+    if model_type not in CONFIG_MAPPING:
+        near = difflib.get_close_matches(str(model_type), list(CONFIG_MAPPING), n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise ClplatformError(f"backbone.config.model_type={kind}: Hugging Face has no such model{hint}")
+        raise ClplatformError(f"backbone.config.model_type={model_type}: Hugging Face has no such model{hint}")
     try:
-        standard: Any = CONFIG_MAPPING[kind]()
-        find_architecture(name, standard, reads)
+        standard: Any = CONFIG_MAPPING[model_type]()
+        find_architecture(name, standard, reads, kind)
         check_keys(standard, values)
         return AutoConfig.for_model(**values)
     except REFUSALS as error:
@@ -83,25 +100,27 @@ def set_dropout(config: PretrainedConfig, dropout: float) -> None:
 
 
 def make_model(
-    name: str, config: PretrainedConfig, source: str, *, load: bool, reads: str, attention: str, pooler: bool
-) -> PreTrainedModel:
+    name: str, config: PretrainedConfig, source: str, *, load: bool, reads: str, attention: str, pooler: bool = False,
+    kind: str = "encoder",
+) -> PreTrainedModel:  # fmt: skip
     """The model, with its own weights (`load`) or random ones.
 
     Args:
         reads: see `configure`.
         attention: implementation of attention (`sdpa`, `eager`, …).
         pooler: is its pooler needed?
+        kind: of `KINDS`.
 
     Raises:
         ClplatformError: it cannot be built, or is not what a backbone must be.
     """
-    architecture = find_architecture(name, config, reads)
+    architecture = find_architecture(name, config, reads, kind)
     options: dict[str, Any] = {"attn_implementation": attention}
     if "add_pooling_layer" in inspect.signature(architecture.__init__).parameters:
         options["add_pooling_layer"] = pooler
     try:
         if load:
-            model = load_weights(architecture, config, source, options)
+            model = load_weights(architecture, config, source, options, new_output=kind == "masked_lm")
         else:
             model = architecture._from_config(config, dtype=torch.float32, **options)
     except REFUSALS as error:
@@ -114,23 +133,30 @@ def make_model(
     return model
 
 
-def find_architecture(name: str, config: PretrainedConfig, reads: str) -> type[PreTrainedModel]:
-    """The bare model of a configuration: an encoder whose features are a sequence of vectors of one size."""
-    found: Any = AutoModel._model_mapping.get(type(config), None)  # type: ignore[attr-defined]
+def find_architecture(name: str, config: PretrainedConfig, reads: str, kind: str = "encoder") -> type[PreTrainedModel]:
+    """The model of a configuration: one whose features are a sequence of vectors of one size; of `KINDS` that write, with its
+    output layer."""
+    auto, what_not = KINDS[kind]
+    found: Any = auto._model_mapping.get(type(config), None)
     architecture = found if isinstance(found, type) or found is None else found[0]
     what = {"pixel_values": "images", "input_ids": "text"}[reads]
-    kind = config.model_type
-    if architecture is None or architecture.main_input_name != reads:
-        raise ClplatformError(f"backbone={name}: {kind} is no model that reads {what}")
-    if config.is_encoder_decoder or not isinstance(getattr(config, "hidden_size", None), int):
-        raise ClplatformError(f"backbone={name}: {kind} is no Transformer encoder with one size of features")
+    if kind == "encoder" and (architecture is None or architecture.main_input_name != reads):
+        raise ClplatformError(f"backbone={name}: {config.model_type} is no model that reads {what}")
+    one_size = isinstance(getattr(config, "hidden_size", None), int)
+    if architecture is None or config.is_encoder_decoder != (kind == "seq2seq") or not one_size:
+        raise ClplatformError(f"backbone={name}: {config.model_type} is {what_not}")
     return cast(type[PreTrainedModel], architecture)
 
 
 def load_weights(
-    architecture: type[PreTrainedModel], config: PretrainedConfig, source: str, options: dict[str, Any]
-) -> PreTrainedModel:
+    architecture: type[PreTrainedModel], config: PretrainedConfig, source: str, options: dict[str, Any], *,
+    new_output: bool = False,
+) -> PreTrainedModel:  # fmt: skip
     """Pretrained weights, all of them.
+
+    Args:
+        new_output: may the weights lack the output layer? Then it is drawn, and `drawn_output` of the model names its
+            parameters.
 
     Raises:
         ClplatformError: they cannot be had, or are not those of this model (Hugging Face would draw what is missing).
@@ -142,7 +168,12 @@ def load_weights(
             "the model", source, lambda: architecture.from_pretrained(source, config=config, **options)
         )
     model, report = loaded
-    wrong = [(key, "lack") for key in sorted(report["missing_keys"])]
+    missing = sorted(report["missing_keys"])
+    if new_output:
+        within = f"{architecture.base_model_prefix}."
+        model.drawn_output = [key for key in missing if not key.startswith(within)]
+        missing = [key for key in missing if key.startswith(within)]
+    wrong = [(key, "lack") for key in missing]
     wrong += [(key, "have another size of") for key, *_ in sorted(report["mismatched_keys"])]
     if wrong:
         key, how = wrong[0]
@@ -164,7 +195,7 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-def parts(model: PreTrainedModel) -> list[Any]:
+def parts(model: Any) -> list[Any]:
     """The embeddings (as one part), then the layers: the longest of the outermost lists of modules."""
     lists = {name: m for name, m in model.named_modules() if isinstance(m, nn.ModuleList)}
     outer = [m for name, m in lists.items() if not any(name.startswith(f"{other}.") for other in lists)]

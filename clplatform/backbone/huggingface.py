@@ -15,6 +15,7 @@ from torch import Tensor
 from clplatform.backbone.architecture import configure, longest_text, make_model, parts, reason, set_dropout
 from clplatform.backbone.fit import fit_patches, require_modality
 from clplatform.backbone.freeze import Freezable, Policy, freeze_parts
+from clplatform.backbone.output_layer import logits_of
 from clplatform.backbone.pixels import Pixels
 from clplatform.backbone.pretrained import preprocessor, resolve_pretrained
 from clplatform.types import Batch, ClplatformError, InputSpec
@@ -38,6 +39,7 @@ class HuggingFaceEncoder(Freezable):
     """
 
     reads: ClassVar[str]
+    kind = "encoder"
     needs_pooler = False
 
     def __init__(
@@ -49,18 +51,18 @@ class HuggingFaceEncoder(Freezable):
             self.source = "random"
         else:
             self.source = resolve_pretrained(pretrained, package) if assets is None else pretrained
-        self.config = configure(name, config or {}, self.source, reads=self.reads, assets=assets)
+        self.config = configure(name, config or {}, self.source, reads=self.reads, kind=self.kind, assets=assets)
         if dropout is not None:
             set_dropout(self.config, dropout)
-        self.model = make_model(
+        self.model: Any = make_model(
             name, self.config, self.source, load=load_weights and self.source != "random", reads=self.reads,
-            attention=attention, pooler=self.needs_pooler,
+            attention=attention, pooler=self.needs_pooler, kind=self.kind,
         )  # fmt: skip
         self.feature_size = int(self.config.hidden_size)
 
     def blocks(self) -> list[Any]:
         """The embeddings, then the encoder's layers."""
-        return parts(self.model)
+        return parts(self.model.base_model)
 
     @property
     def n_tokens(self) -> int:
@@ -191,17 +193,19 @@ def fit_images(config: dict[str, Any], shape: tuple[int, int, int], image_size: 
 
 
 class HuggingFaceText(HuggingFaceEncoder):
-    """A text encoder (BERT, DistilBERT, MiniLM, …).
+    """A text encoder (BERT, DistilBERT, MiniLM, …); with its output layer a masked language model.
 
     Args:
         input: what a sample looks like, given by the platform.
         pooling: feature: the first token (`cls`), the `mean` of the tokens that are not padding, or the model's `pooler`.
         freeze: see `clplatform.backbone.freeze`.
+        problem: given by the platform: features are those of the text, or of each token.
 
     Raises:
         ClplatformError: the model is not one for these texts.
     """
 
+    problems = frozenset({"classification", "token_classification", "question_answering", "masked_lm"})
     reads = "input_ids"
 
     def __init__(
@@ -216,11 +220,13 @@ class HuggingFaceText(HuggingFaceEncoder):
         dropout: Annotated[float, Ge(0), Lt(1)] | None,
         attention: str,
         freeze: Policy,
+        problem: str = "classification",
         load_weights: bool = True,
         assets: Path | None = None,
     ) -> None:
         require_modality(name, input, "text")
-        self.needs_pooler = pooling == "pooler"
+        self.kind = "masked_lm" if problem == "masked_lm" else "encoder"
+        self.needs_pooler = pooling == "pooler" and problem == "classification"
         if pretrained is None:
             config = {**(config or {}), "vocab_size": input.vocab_size, "pad_token_id": input.pad_token_id}
         super().__init__(
@@ -228,7 +234,9 @@ class HuggingFaceText(HuggingFaceEncoder):
             load_weights=load_weights, assets=assets,
         )  # fmt: skip
         self._check(name, input)
-        self.pooling = pooling
+        self.pooling = pooling if problem == "classification" else "none"
+        takes = inspect.signature(self.model.base_model.forward).parameters
+        self.segments = "token_type_ids" in takes and getattr(self.config, "type_vocab_size", 0) > 1
         freeze_parts(self, freeze)
 
     def _check(self, name: str, input: InputSpec) -> None:
@@ -244,13 +252,31 @@ class HuggingFaceText(HuggingFaceEncoder):
                 f"stream.max_length={input.max_length}: backbone={name} reads at most {longest} tokens"
             )
 
+    @property
+    def notes(self) -> list[str]:
+        """What a run's record should say about the weights."""
+        drawn = getattr(self.model, "drawn_output", [])
+        what = f"backbone.pretrained={self.source} has no output layer for masked language modelling: it starts from random"
+        return [f"{what} weights ({', '.join(drawn)})"] if drawn else []
+
+    @property
+    def projection(self) -> Any:
+        """Features of tokens [B, T, D] → logits [B, T, V] as the masked language model itself has them."""
+        return self._project
+
+    def _project(self, features: Tensor) -> Tensor:
+        return logits_of(self.model, features)
+
     def forward(self, batch: Batch) -> Tensor:
-        """`input_ids` and `attention_mask` [B, T] → features [B, D]."""
+        """`input_ids` and `attention_mask` [B, T], of pairs perhaps `token_type_ids` → features [B, D], of tokens [B, T, D]."""
         mask = batch["attention_mask"]
-        output = self.model(input_ids=batch["input_ids"], attention_mask=mask)
+        more = {"token_type_ids": batch["token_type_ids"]} if self.segments and "token_type_ids" in batch else {}
+        output = self.model.base_model(input_ids=batch["input_ids"], attention_mask=mask, **more)
         if self.pooling == "pooler":
             return output.pooler_output
         hidden = output.last_hidden_state
+        if self.pooling == "none":
+            return hidden
         if self.pooling == "cls":
             return hidden[:, 0]
         weight = mask.to(hidden.dtype)[:, :, None]

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
+from clplatform.backbone.from_run import run_model
 from clplatform.types import ClplatformError
 
 T = TypeVar("T")
@@ -60,7 +61,26 @@ def carries(package: str, pretrained: str) -> bool:
 def tokenizer_source(backbone: dict[str, Any]) -> str | None:
     """Where the tokenizer of a configured text backbone comes from, before it is built; None: it brings none."""
     pretrained = backbone.get("pretrained")
+    if (folder := run_model(pretrained)) is not None:
+        return str(folder)
     return resolve_pretrained(pretrained, backbone.get("package")) if pretrained else None
+
+
+def decoder_start(source: str, changes: dict[str, Any]) -> int | None:
+    """The token from which a pretrained encoder-decoder's decoder starts (BART's is `</s>`, T5's the padding); None: it is no
+    encoder-decoder, does not say, or was trained here (from the tokenizer's `bos`).
+
+    Args:
+        changes: of its configuration.
+    """
+    from transformers import AutoConfig
+
+    if run_model(source) is not None:
+        return None
+    config: Any = from_hub("the model", source, lambda: AutoConfig.from_pretrained(source, trust_remote_code=False))
+    if not config.is_encoder_decoder:
+        return None
+    return changes.get("decoder_start_token_id", getattr(config, "decoder_start_token_id", None))
 
 
 def from_hub(what: str, source: str, load: Callable[[], T]) -> T:

@@ -23,6 +23,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "inf_lora": {"rank": 8, "scale": 8.0},
     "adapters": {"bottleneck": 20},
     "avalanche": {"plugins": [{"replay": {"mem_size": 20}}]},
+    "pgd": {"epsilon": 0.5, "step_size": 0.25},  # with more, its four patches may not get started
     "rwalk": {"interval": 7},
     "ranpac": {"size": 50},
     "linear_probe": {"lr": None},

@@ -17,6 +17,7 @@ import yaml
 from torch import Tensor, nn
 
 from clplatform.build import build_strategy
+from clplatform.check.promise import DoesNotApply
 from clplatform.check.text_world import TinyTextStream, make_text_experiment
 from clplatform.check.world import TinyStream, make_experiment, tiny_vit, weights
 from clplatform.config import conf_dir
@@ -121,6 +122,7 @@ class Subject:
         samples = self.make()
         self.samples = list(samples.values())
         self.needs = frozenset().union(*(s.needs for s in self.samples))
+        self.problems = frozenset.intersection(*(s.problems for s in self.samples))
         self.scenario = "task_incremental" if "task_ids" in self.needs else "class_incremental"
         self.transformer = "transformer" in self.needs
         self._scratch = tempfile.mkdtemp(prefix="clplatform-check-")
@@ -166,7 +168,13 @@ class Subject:
         Args:
             text: batches of text.
             scenario: the subject's own by default.
+
+        Raises:
+            DoesNotApply: the strategies do not learn classes, which the tiny worlds are of.
         """
+        if "classification" not in self.problems:
+            learned = " and ".join(sorted(self.problems)) or "nothing together"
+            raise DoesNotApply(f"not checked: it learns {learned}, and the worlds of this suite are of classes")
         settings: dict[str, Any] = {"trainer": {"max_epochs": 8 if text or self.transformer else 4}}
         settings |= {"optimizer": partial(torch.optim.AdamW, lr=0.01)} if text or self.transformer else {"dropout": 0.2}
         if self.transformer and not text:

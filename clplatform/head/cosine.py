@@ -37,5 +37,5 @@ class CosineHead(nn.Module):
         self.weight = nn.Parameter(new, requires_grad=self.weight.requires_grad)
 
     def forward(self, features: Tensor, task_labels: Tensor) -> Tensor:
-        """features [B, D] → logits [B, K]; the task is not looked at."""
-        return self.scale * F.linear(F.normalize(features, dim=1), F.normalize(self.weight, dim=1))
+        """features [B, D] → logits [B, K] (of tokens [B, T, D] → [B, T, K]); the task is not looked at."""
+        return self.scale * F.linear(F.normalize(features, dim=-1), F.normalize(self.weight, dim=1))

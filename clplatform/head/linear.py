@@ -39,6 +39,6 @@ class LinearHead(nn.Module):
             self.linear = grown_linear(self.linear, self.feature_size, info.n_seen_classes)
 
     def forward(self, features: Tensor, task_labels: Tensor) -> Tensor:
-        """features [B, D] → logits [B, K]; the task is not looked at."""
+        """features [B, D] → logits [B, K] (of tokens [B, T, D] → [B, T, K]); the task is not looked at."""
         assert self.linear is not None, "grow() comes first"
         return self.linear(features)

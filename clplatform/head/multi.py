@@ -43,8 +43,10 @@ class MultiHead(nn.Module):
             self.linear = grown_linear(self.linear, self.feature_size, n_rows + len(new))
 
     def forward(self, features: Tensor, task_labels: Tensor) -> Tensor:
-        """features [B, D], task_labels [B] → logits [B, K]."""
+        """features [B, D] (of tokens [B, T, D]), task_labels [B] → logits [B, K] ([B, T, K])."""
         assert self.linear is not None, "grow() comes first"
         rows = self.row_of[task_labels]
-        logits = self.linear(features).gather(1, rows.clamp_min(0))
+        if features.ndim == 3:
+            rows = rows[:, None].expand(-1, features.shape[1], -1)
+        logits = self.linear(features).gather(-1, rows.clamp_min(0))
         return logits.masked_fill(rows < 0, MASKED)

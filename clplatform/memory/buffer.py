@@ -96,9 +96,11 @@ class Buffer:
                 return
             batch, new = {k: v[candidates.to(v.device)] for k, v in batch.items()}, new[candidates]
         keys = torch.cat([self.keys, new])
-        labels = torch.cat([self.column(self.group).cpu(), batch[self.group].cpu()])
+        scores = keys
+        if self.policy == "class_balanced":
+            scores = score(self.policy, keys, torch.cat([self.column(self.group).cpu(), batch[self.group].cpu()]))
         stays = torch.zeros(len(keys), dtype=torch.bool)
-        stays[torch.argsort(score(self.policy, keys, labels))[: self.capacity]] = True
+        stays[torch.argsort(scores)[: self.capacity]] = True
         old, new_stay = stays[: len(self)], stays[len(self) :].nonzero()[:, 0]
         free = torch.cat([(~old).nonzero()[:, 0], torch.arange(len(self), self.capacity)])[: len(new_stay)]
         self.keys = torch.cat([self.keys, self.keys.new_zeros(min(self.capacity, len(keys)) - len(self))])
@@ -198,7 +200,7 @@ def pick(batch: Batch, output: Output, chosen: Tensor) -> tuple[Batch, Output]:
 
 
 def _with_source(batch: Batch, source: int) -> Batch:
-    return {**batch, "source": torch.full_like(batch["labels"], source)}
+    return {**batch, "source": torch.full((len(batch["labels"]),), source)}
 
 
 def _same_length(name: str, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,11 +3,13 @@
 While a model runs only the rows that pass are counted, by the size of a sample; what a sample costs is measured by
 PyTorch's own counter on one dummy sample, later. A multiply-add is two operations. Passes with gradients count
 forward and backward (of what is trained), passes of a teacher or of an importance estimate count as what they are.
-Heads, losses, optimizers and element-wise work are left out, as is usual; so are the tokens that prompts add.
+Heads, losses, optimizers and element-wise work are left out, as is usual; so are the tokens that prompts add, and a
+vocabulary's output layer. An encoder-decoder is taken to write as much as it reads.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -30,6 +32,8 @@ class FlopMeter:
         self.total = 0.0
         # shape of a sample, gradients? → rows
         self.rows: dict[tuple[tuple[int, ...], bool], int] = {}
+        # gradients? → what a sample of a shape costs: measured once between two flushes
+        self._known: dict[bool, Callable[[tuple[int, ...]], float]] = {}
 
     def __deepcopy__(self, memo: Any) -> FlopMeter:
         return self  # a copied backbone is counted here too
@@ -37,6 +41,11 @@ class FlopMeter:
     def watch(self, backbone: nn.Module) -> None:
         """Count what passes through this module from now on."""
         backbone.register_forward_hook(self._count)
+
+    def add(self, rows: int, length: int) -> None:
+        """Count texts that were written token by token, as if they were read at once."""
+        key = (length,), False
+        self.rows[key] = self.rows.get(key, 0) + rows
 
     def _count(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         x = sample_tensor(args[0])
@@ -51,20 +60,28 @@ class FlopMeter:
 
     def flush(self, backbone: nn.Module) -> float:
         """Measure what the counted rows cost, with the backbone as it is now; returns `total`."""
-        rows, self.rows = self.rows, {}
-        costs: dict[bool, Any] = {}
-        for (shape, gradients), n in rows.items():
-            if gradients not in costs:
-                costs[gradients] = self._costs(backbone, shape, gradients)
-            self.total += n * costs[gradients](shape)
-        self.rows = {}  # not those of measuring
+        self.total = self.now(backbone)
+        self.rows, self._known = {}, {}
         return self.total
+
+    def now(self, backbone: nn.Module) -> float:
+        """The total with the rows since the last `flush`. Cheap after every step: it measures only what is new."""
+        rows, total = self.rows, self.total
+        for (shape, gradients), n in rows.items():
+            if gradients not in self._known:
+                self.rows = {}  # those of measuring are not counted
+                self._known[gradients] = self._costs(backbone, shape, gradients)
+            total += n * self._known[gradients](shape)
+        self.rows = rows
+        return total
 
     def drop(self) -> None:
         """Forget the rows since the last `flush` (evaluation is not training)."""
         self.rows = {}
 
-    def _costs(self, backbone: nn.Module, shape: tuple[int, ...], gradients: bool) -> Any:
+    def _costs(
+        self, backbone: nn.Module, shape: tuple[int, ...], gradients: bool
+    ) -> Callable[[tuple[int, ...]], float]:
         if len(shape) > 1:  # images of one size
             cost = measure(backbone, shape, gradients)
             return lambda shape: cost
@@ -86,7 +103,7 @@ def measure(backbone: nn.Module, shape: tuple[int, ...], gradients: bool) -> flo
         batch = {"pixel_values": torch.zeros(1, *shape, device=device)}
     else:
         ids = torch.zeros(1, *shape, dtype=torch.int64, device=device)
-        batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "decoder_input_ids": ids}
     modes = {m: m.training for m in backbone.modules()}
     backbone.eval()
     trained = [p for p in backbone.parameters() if p.requires_grad]

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from clplatform.head.span import close_places
+from clplatform.head.vocabulary import answer
 from clplatform.types import Batch, Output
 
 if TYPE_CHECKING:
@@ -73,8 +75,8 @@ class Average(nn.Module):
 
     def _run(self, learner: Learner, batch: Batch) -> Output:
         features = self.backbone(batch)
-        logits = self.head(features, batch["task_labels"])
-        return Output(learner.mask_tasks(logits, batch["task_labels"]), features)
+        logits = answer(self.backbone, self.head, features, batch["task_labels"])
+        return Output(close_places(batch, learner.mask_tasks(logits, batch["task_labels"])), features)
 
     @contextmanager
     def in_place_of(self, learner: Learner) -> Iterator[None]:

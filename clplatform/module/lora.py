@@ -16,11 +16,15 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from clplatform.types import ClplatformError
 
-# The projections of attention (queries, keys, values), as architectures name them.
-PROJECTIONS = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("q_lin", "k_lin", "v_lin"))
+# The projections of attention (queries, keys, values), as architectures name them; GPT-2 has them in one.
+PROJECTIONS = (
+    ("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("q_lin", "k_lin", "v_lin"), ("q", "k", "v"),
+    ("c_attn", "c_attn", "c_attn"),
+)  # fmt: skip
 
 
 def targets_of(backbone: nn.Module, roles: str = "qv") -> list[str]:
@@ -29,13 +33,20 @@ def targets_of(backbone: nn.Module, roles: str = "qv") -> list[str]:
     Args:
         roles: which of `q`, `k`, `v`; LoRA's authors adapt queries and values.
     """
-    linear = [name for name, m in backbone.named_modules() if isinstance(m, nn.Linear)]
+    linear = linear_layers(backbone)
     for names in PROJECTIONS:
         chosen = [name for role, name in zip("qkv", names, strict=True) if role in roles]
         found = [name for name in linear if name.rpartition(".")[2] in chosen]
         if found:
             return found
     return linear
+
+
+def linear_layers(model: nn.Module) -> list[str]:
+    """Names of all linear layers (GPT-2's are transposed ones) but a language model's output layer."""
+    find: Any = getattr(model, "get_output_embeddings", lambda: None)
+    output = find()
+    return [n for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and m is not output]
 
 
 def layers(backbone: nn.Module) -> list[LoraLayer]:
@@ -63,7 +74,8 @@ def add_adapter(
         ClplatformError: there is no layer to adapt.
     """
     # PEFT goes wrong on a module that merely contains a Hugging Face model.
-    root = next((m for m in backbone.modules() if hasattr(m, "base_model_prefix")), backbone)
+    root: Any = next((m for m in backbone.modules() if hasattr(m, "base_model_prefix")), backbone)
+    root = getattr(root, "base_model", root)  # of a language model that within its output layer
     adapted = layers(backbone)
     if adapted and name in adapted[0].r:
         return
@@ -82,6 +94,9 @@ def add_adapter(
     config = LoraConfig(**options, target_modules=pattern)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several adapters are meant
+        warnings.filterwarnings(
+            "ignore", message="fan_in_fan_out is set"
+        )  # PEFT sees itself which layers are transposed
         inject_adapter_in_model(config, root, adapter_name=name)
     for p in backbone.parameters():  # PEFT freezes all but the new adapter
         p.requires_grad_(trainable.get(id(p), True))

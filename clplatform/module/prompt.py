@@ -87,8 +87,9 @@ def behind_first(tokens: Tensor, more: Tensor) -> Tensor:
 
 
 def transformer(backbone: nn.Module) -> Any:
-    """The Hugging Face model inside a backbone."""
-    return next(m for m in backbone.modules() if hasattr(m, "base_model_prefix"))
+    """The Hugging Face model inside a backbone, without a language model's output layer."""
+    found: Any = next(m for m in backbone.modules() if hasattr(m, "base_model_prefix"))
+    return found.base_model
 
 
 # -- prefixes ---------------------------------------------------------------------------------------------------------
@@ -194,7 +195,7 @@ def check_reach(
     refused = f"{who} cannot give {what} to this backbone"
     if model is None:
         raise ClplatformError(f"{refused}: it is no Hugging Face Transformer; choose one, such as vit_b16 or minilm")
-    if any(getattr(m, "is_causal", False) for m in model.modules()):
+    if spec.max_target_length is not None or any(getattr(m, "is_causal", False) for m in model.modules()):
         raise ClplatformError(f"{refused}: its attention is causal; choose an encoder, such as distilbert")
     device, mode = next(backbone.parameters()).device, backbone.training
     batch = one_sample(spec, device)
@@ -203,7 +204,9 @@ def check_reach(
     try:
         with torch.enable_grad(), inside(prompts):
             features = backbone.forward(batch)  # past the counter of operations
-            (gradient,) = torch.autograd.grad(features.square().sum() + features[0, 0], prompts, allow_unused=True)
+            (gradient,) = torch.autograd.grad(
+                features.square().sum() + features.flatten()[0], prompts, allow_unused=True
+            )
     except REFUSALS as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ClplatformError(f"{refused}: {type(model).__name__} does not take them ({reason})") from error
@@ -219,7 +222,8 @@ def one_sample(spec: InputSpec, device: torch.device) -> Batch:
         assert spec.shape is not None
         return {"pixel_values": torch.zeros(1, *spec.shape, device=device)}
     ids = torch.zeros(1, 3, dtype=torch.int64, device=device)
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    written = {} if spec.max_target_length is None else {"decoder_input_ids": ids}
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **written}
 
 
 # -- what prompt strategies share -------------------------------------------------------------------------------------

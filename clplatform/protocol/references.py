@@ -69,7 +69,7 @@ def references(
 def derive(config: Config, strategy: str) -> Config | None:
     """The configuration with the strategy replaced; None where the stream has no such form."""
     derived = copy.deepcopy(untuned(config))
-    derived["references"], derived["tracking"] = False, LOCAL
+    derived |= {"references": False, "tracking": LOCAL, "evaluate_every": None, "keep_models": False, "budget": {}}
     derived["strategy"] = yaml.safe_load((conf_dir() / "strategy" / f"{strategy}.yaml").read_text())
     if strategy == "independent":
         if "scenario" not in derived["stream"]:

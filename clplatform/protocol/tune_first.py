@@ -18,7 +18,8 @@ import math
 import random
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,7 +28,9 @@ from annotated_types import Ge, Gt
 from clplatform.config import check_values, identity, untuned
 from clplatform.data import derive_seed
 from clplatform.files import read_json, write_json
+from clplatform.metric.score import word
 from clplatform.protocol.references import LOCAL, is_complete
+from clplatform.report.format import score
 from clplatform.results import Results
 from clplatform.signature import check_node
 from clplatform.types import ClplatformError, Experience, Stream
@@ -58,7 +61,6 @@ class FirstExperiences:
     n: int
 
     def __post_init__(self) -> None:
-        from dataclasses import replace
 
         kept = list(self.stream)[: self.n]
         lacking = [e.name for e in kept if e.validation is None or not len(e.validation)]
@@ -76,6 +78,8 @@ class FirstExperiences:
             class_names=info.class_names[:seen],
         )
         self.notes, self.augments, self.augment = self.stream.notes, self.stream.augments, self.stream.augment
+        for name in ("tokenizer", "texts", "offsets"):  # what texts are scored by
+            setattr(self, name, getattr(self.stream, name, None))
 
     def __len__(self) -> int:
         return len(self.experiences)
@@ -141,11 +145,12 @@ def sentence(record: Config, protocol: Config) -> str:
     """For the record and the report: what was chosen, by how many trials, at what cost."""
     trials, given = record["trials"], record["trials"][0]
     seconds = sum(t["seconds"] for t in trials)
-    before = "the settings as given failed" if given["problem"] else f"as given: {given['score']:.1%}"
+    shown = partial(score, metric=record.get("metric", "accuracy"))
+    before = "the settings as given failed" if given["problem"] else f"as given: {shown(given['score'])}"
     return (
         f"Tuned first: {len(trials)} trials on the first {protocol['experiences']} experiences of another class order (seed "
-        f"{protocol['seed']}), by validation accuracy, {seconds:.0f} s for all seeds together; chosen: "
-        f"{words(record['chosen'])} ({record['score']:.1%}; {before})"
+        f"{protocol['seed']}), by validation {word(record.get('metric', 'accuracy'))}, {seconds:.0f} s for all seeds together; "
+        f"chosen: {words(record['chosen'])} ({shown(record['score'])}; {before})"
     )
 
 
@@ -160,11 +165,11 @@ def tuned_record(config: Config, base: Config, folder: Path, execute: Execute, t
         candidates = draw(config)
         found: list[dict[str, Any]] = []
         for i, settings in enumerate(candidates):
-            score, problem, seconds = trial(with_settings(base, settings), folder / f"trial_{i + 1}", execute)
-            found.append({"settings": settings, "score": score, "problem": problem, "seconds": seconds})
-            told = f"{score:.1%}" if problem is None else problem
+            made = trial(with_settings(base, settings), folder / f"trial_{i + 1}", execute)
+            found.append({"settings": settings, **asdict(made)})
+            told = score(made.score, made.metric) if made.problem is None else made.problem
             tell(f"tuning {'+'.join(config['strategy'])}: trial {i + 1}/{len(candidates)} {words(settings)}: {told}")
-        scores = [-math.inf if t["problem"] else t["score"] for t in found]
+        scores = [-math.inf if t["problem"] else (1 if t["higher_is_better"] else -1) * t["score"] for t in found]
         if max(scores) == -math.inf:
             raise ClplatformError(f"protocol=tune_first: every trial failed; the first one: {found[0]['problem']}")
         best = found[scores.index(max(scores))]
@@ -172,6 +177,7 @@ def tuned_record(config: Config, base: Config, folder: Path, execute: Execute, t
             "trials": found,
             "chosen": best["settings"],
             "score": best["score"],
+            "metric": best["metric"],
             "strategy": [*config["strategy"]],
         }
         write_json(folder / "tuning.json", record)
@@ -181,7 +187,7 @@ def tuned_record(config: Config, base: Config, folder: Path, execute: Execute, t
 def trial_base(config: Config) -> Config:
     """What all trials share: it does not depend on the run's seed and class order."""
     base, protocol = copy.deepcopy(untuned(config)), config["protocol"]
-    base["seed"], base["tracking"] = protocol["seed"], LOCAL
+    base |= {"seed": protocol["seed"], "tracking": LOCAL, "evaluate_every": None, "keep_models": False}
     for key in ("seed", "class_order"):
         if key in base["stream"]:
             base["stream"][key] = protocol["seed"] if key == "seed" else None
@@ -189,8 +195,19 @@ def trial_base(config: Config) -> Config:
     return base
 
 
-def trial(config: Config, run_dir: Path, execute: Execute) -> tuple[float, str | None, float]:
-    """Average validation accuracy at the end, what went wrong, and seconds. A trial that failed has no accuracy.
+@dataclass(frozen=True)
+class Trial:
+    """What a trial has shown: the average at the end on the validation split, what went wrong, and seconds."""
+
+    score: float
+    problem: str | None
+    seconds: float
+    metric: str = "accuracy"
+    higher_is_better: bool = True
+
+
+def trial(config: Config, run_dir: Path, execute: Execute) -> Trial:
+    """Make a trial, or read it. One that failed has no score.
 
     Raises:
         ClplatformError: the configuration cannot run at all.
@@ -202,12 +219,12 @@ def trial(config: Config, run_dir: Path, execute: Execute) -> tuple[float, str |
         except ClplatformError:
             raise
         except Exception as error:
-            return 0.0, f"{type(error).__name__}: {error}", 0.0
+            return Trial(0.0, f"{type(error).__name__}: {error}", 0.0)
         for part in ("model", "checkpoints"):  # nobody will ask for them
             shutil.rmtree(run_dir / part, ignore_errors=True)
     results = Results.load(run_dir)
-    row = [value for value in results.matrix[-1] if value is not None]
-    return sum(row) / len(row), None, results.cost["seconds"]
+    row, metric = [value for value in results.matrix[-1] if value is not None], results.primary_metric
+    return Trial(sum(row) / len(row), None, results.cost["seconds"], metric["name"], metric["higher_is_better"])
 
 
 def draw(config: Config) -> list[Settings]:

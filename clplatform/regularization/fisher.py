@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clplatform.regularization.per_sample import mean_over_batch, mean_over_data
-from clplatform.types import Batch, Data, Output
+from clplatform.types import IGNORED, Batch, Data, Output
 
 if TYPE_CHECKING:
     from clplatform.learner import Learner
@@ -50,17 +50,20 @@ def fisher_of_batch(learner: Learner, batch: Batch) -> dict[str, Tensor]:
 
 def surprise(output: Output, row: Batch) -> Tensor:
     """−log p(y|x) of one sample."""
-    return F.cross_entropy(output.logits.float(), row["labels"])
+    return F.cross_entropy(output.logits.float().flatten(0, -2), row["labels"].flatten(), reduction="sum")
 
 
 @torch.no_grad()
 def _labels(learner: Learner, batch: Batch, kind: Kind) -> tuple[Tensor, Tensor]:
-    """Labels [B, L] to take the gradient at, and their weights [B, L] in the expectation."""
+    """Labels [B, L] (of tokens [B, L, T]) to take the gradient at, and their weights [B, L] in the expectation."""
     if kind == "empirical":
         labels = batch["labels"][:, None]
-        return labels, torch.ones_like(labels, dtype=torch.float32)
-    probabilities = learner(batch).logits.float().softmax(1)
+        return labels, torch.ones(labels.shape[:2], device=labels.device)
+    probabilities = learner(batch).logits.float().softmax(-1)
     if kind == "exact":
         return torch.arange(probabilities.shape[1], device=probabilities.device).expand_as(probabilities), probabilities
-    labels = torch.multinomial(probabilities.cpu(), 1, generator=learner.generator).to(probabilities.device)
-    return labels, torch.ones_like(labels, dtype=torch.float32)
+    drawn = torch.multinomial(probabilities.flatten(0, -2).cpu(), 1, generator=learner.generator)
+    labels = drawn.to(probabilities.device).view_as(batch["labels"])
+    if labels.ndim == 2:  # tokens, each after those that really came before it
+        labels = labels.masked_fill(batch["labels"] == IGNORED, IGNORED)
+    return labels[:, None], torch.ones(len(labels), 1, device=labels.device)

@@ -95,7 +95,7 @@ def _chunk(learner: Learner, parameters: Named) -> int:
 
 
 def _once(batch: Batch) -> Iterator[tuple[Batch, Tensor]]:
-    yield batch, torch.ones_like(batch["labels"], dtype=torch.float32)
+    yield batch, torch.ones(len(batch["labels"]), device=batch["labels"].device)
 
 
 def _linear_layers(learner: Learner, parameters: Named) -> dict[str, nn.Linear] | None:

@@ -23,7 +23,7 @@ from annotated_types import Ge
 from clplatform.memory.buffer import Buffer, Policy
 from clplatform.projection.gradient import gradient_of, project_one, trained_parameters
 from clplatform.strategy.base import Strategy
-from clplatform.types import Experience
+from clplatform.types import PROBLEMS, ClplatformError, Experience, StreamInfo
 
 if TYPE_CHECKING:
     from clplatform.learner import Learner
@@ -40,6 +40,7 @@ class AGEM(Strategy):
     """
 
     family = "projection"
+    problems = PROBLEMS
     needs = frozenset({"memory"})
     excludes = frozenset({"expansion"})
     why_not = "earlier samples must pass through the parameters that are trained now"
@@ -55,11 +56,18 @@ class AGEM(Strategy):
         self.buffer = Buffer(capacity=capacity, policy=policy, device=device)
         self.batch_size = batch_size
 
+    def check(self, info: StreamInfo) -> None:
+        if self.buffer.policy == "class_balanced" and info.several_labels:
+            raise ClplatformError(
+                f"strategy.a_gem.policy balances classes, and samples of stream={info.name} ({info.problem}) have no single one; "
+                "give reservoir"
+            )
+
     def edit_gradients(self, learner: Learner) -> None:
         if not len(self.buffer):
             return
         rows = self.buffer.sample(self.batch_size, learner.generator)
-        rows["source"] = torch.full_like(rows["labels"], learner.source_of(self))
+        rows["source"] = torch.full((len(rows["labels"]),), learner.source_of(self))
         parameters = trained_parameters(learner)
         project_one(parameters, gradient_of(learner, rows, parameters))
 

@@ -49,14 +49,16 @@ class Strategy:
 
     Class attributes:
         family: one of `FAMILIES`.
+        problems: what it can learn, of `clplatform.types.PROBLEMS`.
         needs: what it cannot do without, of `task_ids` (at inference), `boundaries`, `memory`,
-            `pretrained`, `hidden_states`, `transformer`, `past_data` (`learner.past`: upper bounds only).
+            `pretrained`, `hidden_states`, `transformer`, `decoder`, `past_data` (`learner.past`: upper bounds only).
         excludes: families it cannot be combined with, because of `why_not`.
         first_experience_is_finetuning: in the first experience the weights are bit-identical to those of
             plain fine-tuning (`clplatform check` holds it to this word); if not, `why_not` says why.
     """
 
     family: ClassVar[str] = "baseline"
+    problems: ClassVar[frozenset[str]] = frozenset({"classification"})
     needs: frozenset[str] = frozenset()
     excludes: ClassVar[frozenset[str]] = frozenset()
     first_experience_is_finetuning: ClassVar[bool] = True

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from clplatform.strategy.base import Strategy
-from clplatform.types import Data, Experience
+from clplatform.types import PROBLEMS, Data, Experience
 
 if TYPE_CHECKING:
     from clplatform.learner import Learner
@@ -21,6 +21,7 @@ class Cumulative(Strategy):
     """Train on everything seen so far, starting from the current weights."""
 
     family = "baseline"
+    problems = PROBLEMS
     needs = frozenset({"past_data"})
     excludes = frozenset({"expansion"})
     why_not = "one model is trained on all experiences at once"

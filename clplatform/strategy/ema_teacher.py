@@ -21,9 +21,10 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor
 from torch.nn import functional as F
 
+from clplatform.data import predicted
 from clplatform.module.average import Average
 from clplatform.strategy.base import Run, Strategy
-from clplatform.types import Batch, ExperienceInfo, Output
+from clplatform.types import PROBLEMS, Batch, ExperienceInfo, Output
 
 if TYPE_CHECKING:
     from clplatform.learner import Learner
@@ -40,6 +41,7 @@ class EMATeacher(Strategy):
     """
 
     family = "distillation"
+    problems = PROBLEMS
     excludes = frozenset({"expansion"})
     first_experience_is_finetuning = False
     why_not = "an average of the whole model teaches from the first steps on"
@@ -68,7 +70,8 @@ class EMATeacher(Strategy):
 
     def loss(self, learner: Learner, batch: Batch, output: Output) -> dict[str, Tensor]:
         target = self.teacher(learner)(learner, batch).logits
-        log_student, log_teacher = (F.log_softmax(z / self.temperature, dim=1) for z in (output.logits, target))
+        rows = (predicted(batch, logits) for logits in (output.logits, target))
+        log_student, log_teacher = (F.log_softmax(z / self.temperature, dim=1) for z in rows)
         divergence = F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
         return {"ema_teacher": self.strength * self.temperature**2 * divergence}
 

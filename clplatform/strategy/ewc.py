@@ -23,7 +23,7 @@ from torch import Tensor
 from clplatform.regularization.fisher import Kind, fisher_diagonal
 from clplatform.regularization.quadratic import Quadratic, fit
 from clplatform.strategy.base import Strategy
-from clplatform.types import Batch, Experience, Output
+from clplatform.types import PROBLEMS, Batch, ClplatformError, Experience, Output, StreamInfo
 
 if TYPE_CHECKING:
     from clplatform.learner import Learner
@@ -41,6 +41,7 @@ class EWC(Strategy):
     """
 
     family = "regularization"
+    problems = PROBLEMS
     needs = frozenset({"boundaries"})
 
     def __init__(
@@ -53,8 +54,15 @@ class EWC(Strategy):
         gamma: Annotated[float, Ge(0), Le(1)],
     ) -> None:
         self.strength, self.samples, self.online, self.gamma = strength, samples, online, gamma
-        self.fisher: Kind = fisher
+        self.kind: Kind = fisher
         self.quadratic = Quadratic()
+
+    def check(self, info: StreamInfo) -> None:
+        if self.kind == "exact" and info.several_labels:
+            raise ClplatformError(
+                "strategy.ewc.fisher=exact sums over all tokens and their classes, which are too many to sum over; for "
+                f"stream={info.name} ({info.problem}) give sampled or empirical"
+            )
 
     def loss(self, learner: Learner, batch: Batch, output: Output) -> dict[str, Tensor]:
         if not len(self.quadratic):
@@ -62,7 +70,7 @@ class EWC(Strategy):
         return {"ewc": self.strength * self.quadratic.penalty(learner)}
 
     def after_experience(self, learner: Learner, experience: Experience) -> None:
-        fisher = fisher_diagonal(learner, experience.train, self.fisher, self.samples)
+        fisher = fisher_diagonal(learner, experience.train, self.kind, self.samples)
         now = {name: p.detach().clone() for name, p in learner.named_parameters() if name in fisher}
         if self.online:
             earlier = self.quadratic.weight

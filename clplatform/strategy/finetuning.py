@@ -8,9 +8,11 @@ Also called "naive" or "SGD". The lower bound that every strategy is measured ag
 from __future__ import annotations
 
 from clplatform.strategy.base import Strategy
+from clplatform.types import PROBLEMS
 
 
 class Finetuning(Strategy):
     """Plain training on every experience in turn."""
 
     family = "baseline"
+    problems = PROBLEMS

@@ -29,7 +29,7 @@ from annotated_types import Ge
 from clplatform.memory.buffer import Buffer
 from clplatform.projection.gradient import gradient_of, project, trained_parameters
 from clplatform.strategy.base import Strategy
-from clplatform.types import Batch, Experience
+from clplatform.types import PROBLEMS, Batch, Experience
 
 if TYPE_CHECKING:
     from clplatform.learner import Learner
@@ -46,6 +46,7 @@ class GEM(Strategy):
     """
 
     family = "projection"
+    problems = PROBLEMS
     needs = frozenset({"boundaries", "memory"})
     excludes = frozenset({"expansion"})
     why_not = "earlier samples must pass through the parameters that are trained now"
@@ -75,7 +76,7 @@ class GEM(Strategy):
             if self.batch_size is not None:
                 places = places[torch.randperm(len(places), generator=learner.generator)[: self.batch_size]]
             rows = self.buffer.take(places)
-            drawn.append({**rows, "source": torch.full_like(rows["labels"], learner.source_of(self))})
+            drawn.append({**rows, "source": torch.full((len(rows["labels"]),), learner.source_of(self))})
         return drawn
 
     def after_experience(self, learner: Learner, experience: Experience) -> None:

@@ -12,14 +12,16 @@ Costs a copy of the model for each earlier experience and one of the initial bac
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from clplatform.data import join
 from clplatform.strategy.base import FAMILIES, Run, Strategy
-from clplatform.types import MASKED, Batch, Experience, ExperienceInfo, Output
+from clplatform.types import MASKED, PROBLEMS, Batch, Experience, ExperienceInfo, Output
 
 if TYPE_CHECKING:
     from clplatform.learner import Learner
@@ -29,6 +31,7 @@ class Independent(Strategy):
     """Train a new model in every experience and keep all."""
 
     family = "baseline"
+    problems = PROBLEMS
     needs = frozenset({"boundaries", "task_ids"})
     excludes = FAMILIES
     why_not = "every experience has a model of its own, to which earlier ones do not matter"
@@ -74,16 +77,19 @@ class Independent(Strategy):
         parts = []
         for i in index.unique().tolist():
             rows = {name: column[index == i] for name, column in batch.items()}
-            parts.append(run(rows) if i == learner.seen[-1].index else self._answer(learner, rows, i))
-        order = index.argsort(stable=True).argsort()
-        return Output(*(torch.cat([getattr(p, name) for p in parts])[order] for name in ("logits", "features")))
+            parts.append(run(rows) if i == learner.seen[-1].index else self._answer(learner, rows, i, run))
+        return join(parts, index.argsort(stable=True).argsort())
 
-    def _answer(self, learner: Learner, batch: Batch, i: int) -> Output:
+    def _answer(self, learner: Learner, batch: Batch, i: int, run: Run) -> Output:
         """What the model of experience `i` says. Logits [B, K of now]."""
-        model = self.earlier(learner)[i]
-        features = model["backbone"](batch)
-        logits = learner.mask_tasks(model["head"](features, batch["task_labels"]), batch["task_labels"])
-        return Output(F.pad(logits, (0, learner.n_classes - logits.shape[1]), value=MASKED), features)
+        model, now = self.earlier(learner)[i], (learner.backbone, learner.head)
+        learner.backbone, learner.head = model["backbone"], model["head"]
+        try:
+            output = run(batch)
+        finally:
+            learner.backbone, learner.head = now
+        missing = learner.n_classes - output.logits.shape[-1] if learner.info.has_classes else 0
+        return replace(output, logits=F.pad(output.logits, (0, missing), value=MASKED))
 
     def cost(self) -> dict[str, int | float]:
         return {"extra_parameters": self.extra + floats(self.initial or {})}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from clplatform.strategy.base import Strategy
-from clplatform.types import Data, Experience, ExperienceInfo
+from clplatform.types import PROBLEMS, Data, Experience, ExperienceInfo
 
 if TYPE_CHECKING:
     from clplatform.learner import Learner
@@ -24,6 +24,7 @@ class Joint(Strategy):
     """Train on everything seen so far, starting from the initial weights."""
 
     family = "baseline"
+    problems = PROBLEMS
     needs = frozenset({"past_data"})
     excludes = frozenset({"expansion"})
     why_not = "one model is trained on all experiences at once"

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from clplatform.regularization.quadratic import squared_distance
 from clplatform.strategy.base import Strategy
-from clplatform.types import Batch, Experience, Output
+from clplatform.types import PROBLEMS, Batch, Experience, Output
 
 if TYPE_CHECKING:
     from clplatform.learner import Learner
@@ -28,6 +28,7 @@ class L2Anchor(Strategy):
     """
 
     family = "regularization"
+    problems = PROBLEMS
     needs = frozenset({"boundaries"})
 
     def __init__(self, *, strength: Annotated[float, Ge(0)]) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from clplatform.regularization.quadratic import overlap, squared_distance
 from clplatform.strategy.base import Strategy
-from clplatform.types import Batch, Experience, Output
+from clplatform.types import PROBLEMS, Batch, Experience, Output
 
 if TYPE_CHECKING:
     from clplatform.learner import Learner
@@ -33,6 +33,7 @@ class L2Init(Strategy):
     """
 
     family = "regularization"
+    problems = PROBLEMS
     first_experience_is_finetuning = False
     why_not = "the pull to the initial weights acts from the first steps on"
 

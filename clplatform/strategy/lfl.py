@@ -20,8 +20,9 @@ import torch
 from annotated_types import Ge
 from torch import Tensor, nn
 
+from clplatform.data import predicted
 from clplatform.strategy.base import Strategy
-from clplatform.types import Batch, Experience, Output
+from clplatform.types import PROBLEMS, Batch, Experience, Output
 
 if TYPE_CHECKING:
     from clplatform.learner import Learner, Teacher
@@ -37,6 +38,7 @@ class LFL(Strategy):
     """
 
     family = "distillation"
+    problems = PROBLEMS
     needs = frozenset({"boundaries"})
 
     def __init__(self, *, strength: Annotated[float, Ge(0)]) -> None:
@@ -51,6 +53,8 @@ class LFL(Strategy):
         if self.teacher is None:
             return {}
         gap = output.features - self.teacher(batch).features
+        # Where an answer is one of the tokens, the features of all that may be it count.
+        gap = gap[batch["answerable"] == 1] if "answerable" in batch else predicted(batch, gap)
         return {"lfl": self.strength / 2 * gap.square().sum(1).mean()}
 
     def edit_gradients(self, learner: Learner) -> None:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from clplatform.module import lora
 from clplatform.module.experts import Experts
 from clplatform.strategy.base import Run, Strategy
-from clplatform.types import Batch, Experience, ExperienceInfo, Output
+from clplatform.types import PROBLEMS, Batch, ClplatformError, Experience, ExperienceInfo, Output, StreamInfo
 
 if TYPE_CHECKING:
     from clplatform.learner import Learner
@@ -40,6 +40,7 @@ class LoRAExperts(Strategy):
     """
 
     family = "expansion"
+    problems = PROBLEMS - {"question_answering"}  # whose head is none of classes
     needs = frozenset({"boundaries"})
     # An earlier expert is out of reach: rows of its classes, penalties and distillation would fail or do nothing.
     excludes = frozenset({"replay", "regularization", "distillation", "prototype"})
@@ -57,6 +58,12 @@ class LoRAExperts(Strategy):
         self.rank, self.alpha, self.dropout, self.first = rank, alpha, dropout, first
         self.extra = 0
         self.base: list[nn.Parameter] = []  # the backbone's own trainable parameters
+
+    def check(self, info: StreamInfo) -> None:
+        if info.several_labels and not info.task_ids:
+            raise ClplatformError(
+                "strategy=lora_experts chooses the expert of a text by its task: give stream.scenario=task_incremental"
+            )
 
     # -- structure ----------------------------------------------------------------------------------------------
     def build(self, learner: Learner, info: ExperienceInfo) -> None:
@@ -85,14 +92,16 @@ class LoRAExperts(Strategy):
     # -- the model -------------------------------------------------------------------------------------------------
     def forward(self, learner: Learner, batch: Batch, run: Run) -> Output:
         if learner.training and learner.experience is not None:
-            expert = torch.full_like(batch["labels"], learner.experience.index)
+            expert = torch.full_like(batch["task_labels"], learner.experience.index)
             lora.activate(learner.backbone, [_name(learner.experience.index)])
-            features = run(batch).features
+            output = run(batch)
         else:
             expert = self.experts(learner).choose(learner, batch, lambda: self.bare(learner, batch, run))
             with lora.per_sample(learner.backbone, expert, [_name(e.index) for e in learner.seen]):
-                features = run(batch).features
-        return Output(self.experts(learner).head(features, expert), features)
+                output = run(batch)
+        if learner.info.predicts_text:  # the vocabulary's own output layer
+            return output
+        return Output(self.experts(learner).head(output.features, expert), output.features)
 
     @staticmethod
     def bare(learner: Learner, batch: Batch, run: Run) -> Tensor:
@@ -102,7 +111,8 @@ class LoRAExperts(Strategy):
 
     # -- the end of an experience ---------------------------------------------------------------------------------
     def after_experience(self, learner: Learner, experience: Experience) -> None:
-        self.experts(learner).learn_means(learner, experience, lambda batch: self.bare(learner, batch, learner.run))
+        if not learner.info.several_labels:
+            self.experts(learner).learn_means(learner, experience, lambda batch: self.bare(learner, batch, learner.run))
         lora.activate(learner.backbone, [_name(experience.index)])  # what a training step costs is measured with it
 
     def cost(self) -> dict[str, int | float]:

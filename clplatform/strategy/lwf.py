@@ -6,7 +6,7 @@ z_old* are the logits that the model before this experience (frozen, in eval mod
 the current batch, z_old those of the model now. The paper writes the cross-entropy, which has the same gradient
 and differs by the teacher's entropy; KL is zero when nothing has changed. τ² keeps the gradient's size when τ
 changes (Hinton et al. 2015). Where task ids are known there is one such term for each earlier task's classes, as
-in the paper's multi-head setting; else one over all old classes. Rows that other strategies add are distilled too.
+in the paper's multi-head setting; else one over all old classes, for each token where tokens are predicted. Rows that other strategies add are distilled too.
 
 Costs one copy of the model and one forward pass of it in each step, from the second experience on.
 """
@@ -20,8 +20,9 @@ from annotated_types import Ge, Gt
 from torch import Tensor
 from torch.nn import functional as F
 
+from clplatform.data import predicted
 from clplatform.strategy.base import Strategy
-from clplatform.types import Batch, Experience, Output
+from clplatform.types import PROBLEMS, Batch, Experience, Output
 
 if TYPE_CHECKING:
     from clplatform.learner import Learner, Teacher
@@ -36,6 +37,7 @@ class LwF(Strategy):
     """
 
     family = "distillation"
+    problems = PROBLEMS
     needs = frozenset({"boundaries"})
 
     def __init__(self, *, strength: Annotated[float, Ge(0)], temperature: Annotated[float, Gt(0)]) -> None:
@@ -50,15 +52,16 @@ class LwF(Strategy):
         if self.teacher is None:
             return {}
         target = self.teacher(batch)
-        if not learner.info.task_ids:
+        if not learner.info.task_ids or not learner.info.has_classes:
             n_old = learner.n_old_classes
-            divergence = distillation(output.logits[:, :n_old], target.logits[:, :n_old], self.temperature)
+            now, then = (predicted(batch, logits)[:, :n_old] for logits in (output.logits, target.logits))
+            divergence = distillation(now, then, self.temperature)
         else:
             divergence = output.logits.new_zeros(())
             for task, classes in {e.task_label: list(e.classes) for e in learner.seen[:-1]}.items():
                 label = torch.full_like(batch["task_labels"], task)
-                now = learner.classify(output.features, label)[:, classes]
-                then = self.teacher.classify(target.features, label)[:, classes]
+                pair = learner.classify(output.features, label), self.teacher.classify(target.features, label)
+                now, then = (predicted(batch, logits)[:, classes] for logits in pair)
                 divergence = divergence + distillation(now, then, self.temperature)
         return {"lwf": self.strength * divergence}
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from clplatform.regularization.per_sample import mean_over_data
 from clplatform.regularization.quadratic import Quadratic, fit
 from clplatform.strategy.base import Strategy
-from clplatform.types import MASKED, Batch, Experience, Output
+from clplatform.types import IGNORED, MASKED, PROBLEMS, Batch, Experience, Output
 
 if TYPE_CHECKING:
     from clplatform.learner import Learner
@@ -38,6 +38,7 @@ class MAS(Strategy):
     """
 
     family = "regularization"
+    problems = PROBLEMS
     needs = frozenset({"boundaries"})
 
     def __init__(self, *, strength: Annotated[float, Ge(0)], samples: Annotated[int, Ge(1)] | None) -> None:
@@ -67,6 +68,9 @@ class MAS(Strategy):
 
 
 def energy(output: Output, row: Batch) -> Tensor:
-    """‖f(x)‖² of one sample, over the classes that it may have."""
+    """‖f(x)‖² of one sample, over the classes that it may have; of a text, the sum over the tokens that are predicted."""
     logits = output.logits.float()
-    return torch.where(logits > MASKED / 2, logits, 0.0).square().sum()
+    counts = logits > MASKED / 2
+    if row["labels"].ndim == 2:
+        counts = counts & (row["labels"] != IGNORED)[:, :, None]
+    return torch.where(counts, logits, 0.0).square().sum()

@@ -27,7 +27,7 @@ from torch.func import functional_call
 from clplatform.memory.buffer import Buffer, append, raw_rows
 from clplatform.module.mode import eval_mode
 from clplatform.strategy.base import Strategy
-from clplatform.types import Batch, Experience, Output
+from clplatform.types import PROBLEMS, Batch, Experience, Output
 
 if TYPE_CHECKING:
     from clplatform.learner import Learner
@@ -46,6 +46,7 @@ class MIR(Strategy):
     """
 
     family = "replay"
+    problems = PROBLEMS
     needs = frozenset({"memory"})
 
     def __init__(

@@ -24,7 +24,7 @@ from annotated_types import Ge
 from clplatform.memory.buffer import Buffer, Policy, append, raw_rows
 from clplatform.memory.herding import add_herded
 from clplatform.strategy.base import Strategy
-from clplatform.types import Batch, Experience, Output
+from clplatform.types import PROBLEMS, Batch, ClplatformError, Experience, Output, StreamInfo
 
 if TYPE_CHECKING:
     from clplatform.learner import Learner
@@ -42,6 +42,7 @@ class Replay(Strategy):
     """
 
     family = "replay"
+    problems = PROBLEMS
     needs = frozenset({"memory"})
 
     def __init__(
@@ -60,6 +61,13 @@ class Replay(Strategy):
         self.buffer = Buffer(capacity=capacity, policy=kept, device=device)
         self.batch_size, self.update = batch_size, update
         self.ready = False  # is there the memory of an earlier experience?
+
+    def check(self, info: StreamInfo) -> None:
+        if self.buffer.policy == "class_balanced" and info.several_labels:
+            raise ClplatformError(
+                f"strategy.replay.policy balances classes, and samples of stream={info.name} ({info.problem}) have no single one; "
+                "give reservoir"
+            )
 
     def extend_batch(self, learner: Learner, batch: Batch) -> Batch:
         if not (self.ready or (self.update == "batch" and len(self.buffer))):

@@ -27,7 +27,7 @@ from clplatform.regularization.fisher import fisher_of_batch
 from clplatform.regularization.path import Path
 from clplatform.regularization.quadratic import Quadratic, fit
 from clplatform.strategy.base import Strategy
-from clplatform.types import Batch, Experience, Output, Stage
+from clplatform.types import PROBLEMS, Batch, Experience, Output, Stage
 
 if TYPE_CHECKING:
     from clplatform.learner import Learner
@@ -46,6 +46,7 @@ class RWalk(Strategy):
     """
 
     family = "regularization"
+    problems = PROBLEMS
     needs = frozenset({"boundaries"})
 
     def __init__(
@@ -96,6 +97,8 @@ class RWalk(Strategy):
 
     def _end_interval(self) -> None:
         for name, change in self.path.change.items():
+            if name not in self.fisher:  # trained since the middle of this interval, for the first time
+                continue
             fisher = fit(self.fisher[name], change)
             new = (change / (fisher * self.path.moved[name] ** 2 / 2 + self.damping)).clamp_min(0)
             self.gained[name] = fit(self.gained[name], new) + new if name in self.gained else new

@@ -24,7 +24,7 @@ from torch import Tensor
 from clplatform.regularization.path import Path
 from clplatform.regularization.quadratic import Quadratic, fit
 from clplatform.strategy.base import Strategy
-from clplatform.types import Batch, Experience, Output
+from clplatform.types import PROBLEMS, Batch, Experience, Output
 
 if TYPE_CHECKING:
     from clplatform.learner import Learner
@@ -39,6 +39,7 @@ class SI(Strategy):
     """
 
     family = "regularization"
+    problems = PROBLEMS
     needs = frozenset({"boundaries"})
 
     def __init__(self, *, strength: Annotated[float, Ge(0)], damping: Annotated[float, Gt(0)]) -> None:

@@ -35,7 +35,14 @@ def to_benchmark(stream: Stream) -> Any:
     A sample is (x, y, t): an image as float [C, H, W] in 0 … 1 or a text as a dict of `input_ids` and
     `attention_mask` [T]; the class in our numbering; the task label. Experiences know their classes and task labels,
     as Avalanche's strategies and plugins expect.
+
+    Raises:
+        ClplatformError: the stream is not one of classes.
     """
+    if stream.info.problem != "classification":
+        raise ClplatformError(
+            f"stream={stream.info.name} is {stream.info.problem}; an Avalanche benchmark is made of classification only"
+        )
     splits = {s: [getattr(e, s) for e in stream] for s in ("train", "validation", "test")}
     text = stream.info.input.modality == "text"
     streams = {

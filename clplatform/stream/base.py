@@ -26,6 +26,10 @@ class InMemoryStream:
         augmentation: of training batches; None: none.
         tokenizer: of a text stream.
         notes: facts for the report.
+        texts: of streams whose answers are texts: what is read and what should be written (a text, or several that are as
+            good), by sample id (`index`).
+        offsets: of streams whose answers are spans of what is read: where each token begins and ends there, int64
+            [N, T, 2], by sample id.
     """
 
     info: StreamInfo
@@ -33,6 +37,8 @@ class InMemoryStream:
     augmentation: Augmentation | None = None
     tokenizer: Any = None
     notes: list[str] = field(default_factory=list)
+    texts: Sequence[tuple[str, str | list[str]]] = field(default_factory=list)
+    offsets: Tensor = field(default_factory=lambda: torch.zeros(0, 0, 2, dtype=torch.int64))
 
     def __len__(self) -> int:
         return len(self.experiences)
@@ -177,11 +183,13 @@ def make_experiences(
     scenario: Scenario,
     names: Sequence[str] | None = None,
     task_labels: Sequence[int] | None = None,
+    vocab_size: int = 0,
 ) -> list[Experience]:
-    """Experiences from their data (`train`, `validation`, `test`) and classes; by default each is a task of its own."""
-    experiences, seen = [], 0
+    """Experiences from their data (`train`, `validation`, `test`) and classes; by default each is a task of its own.
+    Where tokens are predicted there are no classes: `vocab_size` of them are seen from the start."""
+    experiences, seen = [], vocab_size
     for i, (part, own) in enumerate(zip(parts, classes, strict=True)):
-        seen = max(seen, max(own) + 1)
+        seen = max(seen, *(c + 1 for c in own)) if own else seen
         train, test = part["train"], part["test"]
         assert train is not None
         assert test is not None

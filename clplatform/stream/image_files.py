@@ -6,10 +6,8 @@ test set as (images uint8 [N, C, H, W], labels int64 [N]) and the names of the c
 
 from __future__ import annotations
 
-import gzip
 import os
 import struct
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -18,6 +16,7 @@ import torch
 from torch import Tensor
 
 from clplatform.data import derive_seed
+from clplatform.stream.tables import unzipped
 from clplatform.types import ClplatformError
 
 Labelled = tuple[Tensor, Tensor]
@@ -94,12 +93,7 @@ def read_idx(path: Path) -> np.ndarray:
     Raises:
         ClplatformError: it is something else, or cut off.
     """
-    content = path.read_bytes()
-    if content[:2] == b"\x1f\x8b":
-        try:
-            content = gzip.decompress(content)
-        except (EOFError, OSError, zlib.error) as error:
-            raise ClplatformError(f"{path} is damaged ({error}): get it again") from None
+    content = unzipped(path)
     if len(content) < 4 or content[:3] != b"\x00\x00\x08":
         raise ClplatformError(f"{path} is not an IDX file of unsigned bytes")
     n = content[3]

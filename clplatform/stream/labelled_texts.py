@@ -12,6 +12,7 @@ from torch import Tensor
 
 from clplatform.data import TensorData
 from clplatform.stream.base import InMemoryStream, Plan, make_experiences, split_validation, task_label
+from clplatform.stream.text_augmentation import Augment, text_augmentation
 from clplatform.stream.text_files import Texts
 from clplatform.stream.tokenizer import tokenize, train_wordpiece
 from clplatform.types import ClplatformError, InputSpec, Scenario, StreamInfo
@@ -67,11 +68,13 @@ def make_source(train: Texts, validation: Texts | None, test: Texts) -> Source:
 
 def text_stream(
     name: str, source: Source, plan: Plan, scenario: Scenario, *, seed: int | None, validation_fraction: float,
-    max_length: int, vocab_size: int, tokenizer: Any, titles: Sequence[str] | None = None, by_title: bool = False,
+    max_length: int, vocab_size: int, tokenizer: Any, augment: Augment = None, titles: Sequence[str] | None = None,
+    by_title: bool = False,
 ) -> InMemoryStream:  # fmt: skip
     """Give each experience its texts, and tokenize them.
 
     Args:
+        augment: see `clplatform.stream.text_augmentation`.
         titles: names of the experiences; None: their classes, where these are few.
         by_title: an experience has the texts that name it, instead of those of its classes.
     """
@@ -110,7 +113,8 @@ def text_stream(
         ", ".join(source.class_names[k] for k in group) if len(group) <= 3 else f"experience {i + 1}"
         for i, group in enumerate(plan.groups)
     ]
-    return InMemoryStream(info, make_experiences(parts, classes, scenario, names), None, tokenizer, notes)
+    augmentation = text_augmentation(augment, tokenizer)
+    return InMemoryStream(info, make_experiences(parts, classes, scenario, names), augmentation, tokenizer, notes)
 
 
 def _rows(source: Source, plan: Plan, titles: Sequence[str] | None) -> Rows:

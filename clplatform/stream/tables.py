@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -53,12 +55,12 @@ def read_table(path: str, needed: Sequence[str]) -> Table:
 
 
 def read_text(file: Path) -> str:
-    """The whole file, its line ends as they are, without a byte order mark.
+    """The whole file, its line ends as they are, without a byte order mark; compressed by gzip or not.
 
     Raises:
-        ClplatformError: it is not UTF-8; with the line.
+        ClplatformError: it is damaged, or not UTF-8; with the line.
     """
-    content = file.read_bytes()
+    content = unzipped(file)
     try:
         return content.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
@@ -66,6 +68,17 @@ def read_text(file: Path) -> str:
         raise ClplatformError(
             f"{file}:{line}: not UTF-8 (byte 0x{content[error.start]:02x}); save the file in that encoding"
         ) from None
+
+
+def unzipped(file: Path) -> bytes:
+    """The bytes of a file, compressed by gzip or not."""
+    content = file.read_bytes()
+    if content[:2] != b"\x1f\x8b":
+        return content
+    try:
+        return gzip.decompress(content)
+    except (EOFError, OSError, zlib.error) as error:
+        raise ClplatformError(f"{file} is damaged ({error}): get it again") from None
 
 
 def require(where: str, needed: Sequence[str], there: Sequence[str]) -> None:

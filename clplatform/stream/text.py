@@ -9,6 +9,7 @@ from annotated_types import Ge, Lt
 
 from clplatform.stream.base import InMemoryStream, number_classes, plan_classes, resolve_order
 from clplatform.stream.labelled_texts import Source, make_source, text_stream
+from clplatform.stream.text_augmentation import Augment
 from clplatform.stream.text_files import Texts, banking77_files, clinc150_files, read_files
 from clplatform.stream.text_hub import hub_texts
 from clplatform.types import ClplatformError, Scenario
@@ -22,13 +23,14 @@ Fraction = Annotated[float, Ge(0), Lt(1)]
 def clinc150(
     *, name: str, by: Literal["intent", "domain"], scenario: Scenario, n_experiences: Annotated[int, Ge(1)] | None,
     class_order: list[int] | None, seed: Seed, data_dir: str | None, max_length: MaxLength,
-    tokenizer_vocab_size: VocabSize, tokenizer: Any = None,
+    tokenizer_vocab_size: VocabSize, tokenizer: Any = None, augment: Augment = None,
 ) -> InMemoryStream:  # fmt: skip
     """CLINC150 (Larson et al. 2019): 150 intents of 10 domains, without the out-of-scope queries.
 
     Args:
         by: `intent`: intents in the order of the training texts (or shuffled by `seed`), 15 experiences of 10 by
             default; `domain`: an experience for each domain (needs `domains.json`), whose order `seed` shuffles.
+        augment: random augmentation of training batches, here and below, see `clplatform.stream.text_augmentation`.
         tokenizer: of the pretrained backbone, given by the platform; None: one is trained on the first experience.
 
     Raises:
@@ -56,21 +58,21 @@ def clinc150(
         plan = number_classes([[number[c] for c in domains[t]] for t in titles], names, scenario)
     return text_stream(
         name, source, plan, scenario, seed=seed, validation_fraction=0, max_length=max_length,
-        vocab_size=tokenizer_vocab_size, tokenizer=tokenizer, titles=titles,
+        vocab_size=tokenizer_vocab_size, tokenizer=tokenizer, augment=augment, titles=titles,
     )  # fmt: skip
 
 
 def banking77(
     *, name: str, scenario: Scenario, n_experiences: int, class_order: list[int] | None, seed: Seed,
     data_dir: str | None, validation_fraction: Fraction, max_length: MaxLength, tokenizer_vocab_size: VocabSize,
-    tokenizer: Any = None,
+    tokenizer: Any = None, augment: Augment = None,
 ) -> InMemoryStream:  # fmt: skip
     """Banking77 (Casanueva et al. 2020): 77 intents of one domain, from `train.csv` and `test.csv` (text, category)."""
     train, test, names = banking77_files(data_dir)
     plan = plan_classes(names, n_experiences, scenario=scenario, seed=seed, class_order=class_order, what="banking77")
     return text_stream(
         name, Source(train, None, test, names), plan, scenario, seed=seed, validation_fraction=validation_fraction,
-        max_length=max_length, vocab_size=tokenizer_vocab_size, tokenizer=tokenizer,
+        max_length=max_length, vocab_size=tokenizer_vocab_size, tokenizer=tokenizer, augment=augment,
     )  # fmt: skip
 
 
@@ -78,7 +80,7 @@ def text_files(
     *, name: str, train: str, validation: str | None, test: str, text_column: str | list[str], label_column: str,
     experience_column: str | None, scenario: Scenario, n_experiences: int | None, class_order: list[int] | None,
     seed: Seed, validation_fraction: Fraction, max_length: MaxLength, tokenizer_vocab_size: VocabSize,
-    tokenizer: Any = None,
+    tokenizer: Any = None, augment: Augment = None,
 ) -> InMemoryStream:  # fmt: skip
     """Labelled text in CSV, TSV, JSONL or Parquet files.
 
@@ -92,7 +94,7 @@ def text_files(
     source = make_source(read(train), read(validation) if validation else None, read(test))
     return labelled(
         name, source, scenario, n_experiences, class_order, seed, validation_fraction, max_length,
-        tokenizer_vocab_size, tokenizer, experience_column is not None,
+        tokenizer_vocab_size, tokenizer, augment, experience_column is not None,
     )  # fmt: skip
 
 
@@ -100,7 +102,7 @@ def hf_text(
     *, name: str, dataset: str, subset: str | None, train_split: str, validation_split: str | None, test_split: str,
     text_column: str | list[str], label_column: str, experience_column: str | None, scenario: Scenario,
     n_experiences: int | None, class_order: list[int] | None, seed: Seed, validation_fraction: Fraction,
-    max_length: MaxLength, tokenizer_vocab_size: VocabSize, tokenizer: Any = None,
+    max_length: MaxLength, tokenizer_vocab_size: VocabSize, tokenizer: Any = None, augment: Augment = None,
 ) -> InMemoryStream:  # fmt: skip
     """Labelled text from Hugging Face `datasets`: a name on the hub, or a folder written by `save_to_disk`."""
     columns = [text_column] if isinstance(text_column, str) else text_column
@@ -109,7 +111,7 @@ def hf_text(
     source = make_source(parts[0], parts[1] if validation_split else None, parts[-1])
     return labelled(
         name, source, scenario, n_experiences, class_order, seed, validation_fraction, max_length,
-        tokenizer_vocab_size, tokenizer, experience_column is not None,
+        tokenizer_vocab_size, tokenizer, augment, experience_column is not None,
     )  # fmt: skip
 
 
@@ -129,12 +131,13 @@ def check_titles(source: Source, labels_of: dict[str, list[str]]) -> None:
 
 def labelled(
     name: str, source: Source, scenario: Scenario, n_experiences: int | None, class_order: list[int] | None,
-    seed: int | None, validation_fraction: float, max_length: int, vocab_size: int, tokenizer: Any, by_column: bool,
+    seed: int | None, validation_fraction: float, max_length: int, vocab_size: int, tokenizer: Any, augment: Augment,
+    by_column: bool,
 ) -> InMemoryStream:  # fmt: skip
     """Experiences by classes, or by a column of the files."""
     settings: dict[str, Any] = {
         "seed": seed, "validation_fraction": validation_fraction, "max_length": max_length, "vocab_size": vocab_size,
-        "tokenizer": tokenizer,
+        "tokenizer": tokenizer, "augment": augment,
     }  # fmt: skip
     if not by_column:
         if n_experiences is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from clplatform.metric.score import is_share
 from clplatform.tracking.logger import Matrix, RunContext, finite
 
 if TYPE_CHECKING:
@@ -23,12 +24,12 @@ def heat_map(matrix: Matrix, run: RunContext) -> Any:
     canvas = FigureCanvasAgg(figure)  # no pyplot: nothing global, no window
     axes = figure.subplots()
     axes.set_facecolor("0.92")
-    is_accuracy = run.metric == "accuracy"
-    limits: dict[str, Any] = {"vmin": 0, "vmax": 1} if is_accuracy else {}
+    share = is_share(run.metric)
+    limits: dict[str, Any] = {"vmin": 0, "vmax": 1} if share else {}
     image = axes.imshow(values, cmap="viridis" if run.higher_is_better else "viridis_r", aspect="auto", **limits)
     figure.colorbar(image)
     if n_columns <= 20:
-        _write_cells(axes, values, image, percent=is_accuracy)
+        _write_cells(axes, values, image, percent=share)
         axes.set_xticks(range(n_columns), [str(j + 1) for j in range(n_columns)])
         axes.set_yticks(range(n_rows))
     axes.set(xlabel="evaluated on experience", ylabel="after experience", title=run.metric)

@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from clplatform.metric.score import is_share, title, word
 from clplatform.report.format import size
 
 MISSING = "·"
@@ -45,7 +46,7 @@ def print_matrix(
     Args:
         matrix: see above; None where a cell has no meaning.
         experience_names: one for each column.
-        metric_name: `accuracy` is shown as a percentage.
+        metric_name: shares are shown as percentages.
         higher_is_better: the direction of the colours.
         console: where to print.
     """
@@ -53,8 +54,8 @@ def print_matrix(
         return
     tolerate(console)
     values = [v for row in matrix for v in row if v is not None and math.isfinite(v)]
-    low, high = (0.0, 1.0) if metric_name == "accuracy" else (min(values, default=0.0), max(values, default=1.0))
-    apart = metric_name != "accuracy" or console.color_system is None  # colours alone keep 100.0 from 100.0
+    low, high = (0.0, 1.0) if is_share(metric_name) else (min(values, default=0.0), max(values, default=1.0))
+    apart = not is_share(metric_name) or console.color_system is None  # colours alone keep 100.0 from 100.0
     width = max([5, *(len(cell_text(v, metric_name)) + apart for v in values)])
     room = (console.width - 16) // width
     rows = _shown(len(matrix), MAX_SHOWN + 1)
@@ -80,7 +81,7 @@ def print_matrix(
 
 
 def _title(metric_name: str) -> str:
-    return "Accuracy in %" if metric_name == "accuracy" else metric_name.replace("_", " ").capitalize()
+    return title(metric_name) + (" in %" if is_share(metric_name) else "")
 
 
 def _shown(n: int, most: int) -> list[int | None]:
@@ -117,10 +118,10 @@ def _cell(value: float | None, metric: str, low: float, high: float, higher_is_b
 
 
 def cell_text(value: float | None, metric: str = "accuracy") -> str:
-    """An accuracy as a percentage, another metric with three digits, a cell without a meaning as a dot."""
+    """A share as a percentage, another metric with three digits, a cell without a meaning as a dot."""
     if value is None:
         return MISSING
-    return f"{100 * value:.1f}" if metric == "accuracy" else f"{value:.3g}"
+    return f"{100 * value:.1f}" if is_share(metric) else f"{value:.3g}"
 
 
 def heat(share: float) -> str:
@@ -134,8 +135,9 @@ def heat(share: float) -> str:
 
 
 def print_summary(
-    metrics: Mapping[str, float | None], cost: Mapping[str, float], report_path: Path | str | None, console: Console
-) -> None:
+    metrics: Mapping[str, float | None], cost: Mapping[str, float], report_path: Path | str | None, console: Console,
+    metric_name: str = "accuracy",
+) -> None:  # fmt: skip
     """Print metrics, costs and where the report is.
 
     Args:
@@ -143,6 +145,7 @@ def print_summary(
         cost: as in `results.json`.
         report_path: None: there is none.
         console: where to print.
+        metric_name: the primary metric, of which the others are made.
     """
     tolerate(console)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -150,7 +153,11 @@ def print_summary(
     table.add_column("", justify="right", style="bold")
     table.add_column("  cost")
     table.add_column("", justify="right", style="bold")
-    left = [(METRICS.get(name, _words(name)), _metric(name, v)) for name, v in metrics.items() if v is not None]
+    left = [
+        (METRICS.get(name, _words(name)).replace("accuracy", word(metric_name)), _metric(name, v, metric_name))
+        for name, v in metrics.items()
+        if v is not None
+    ]
     right = [_cost(name, value) for name, value in cost.items()]
     for i in range(max(len(left), len(right))):
         a = left[i] if i < len(left) else ("", "")
@@ -161,8 +168,10 @@ def print_summary(
         console.print(f"Report: {escape(str(report_path))}", highlight=False, soft_wrap=True)
 
 
-def _metric(name: str, value: float) -> str:
+def _metric(name: str, value: float, metric_name: str) -> str:
     signed = "transfer" in name
+    if name in METRICS and not is_share(metric_name):
+        return f"{value:+.4g}" if signed else f"{value:.4g}"
     if name in METRICS and name != "forgetting_ratio":
         return f"{100 * value:+.1f} %" if signed else f"{100 * value:.1f} %"
     return f"{value:.4g}"

@@ -16,6 +16,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from clplatform.metric.score import is_share
 from clplatform.tracking.pace import Pace, left_text
 from clplatform.tracking.tables import cell_text, duration, heat, tolerate
 from clplatform.types import ExperienceInfo
@@ -33,7 +34,7 @@ class TerminalProgress(Callback):
         n_experiences: of the stream.
         class_names: by class number; shown for the current experience.
         enabled: False prints nothing.
-        metric: `accuracy` is shown as a percentage.
+        metric: shares are shown as percentages.
         console: where to print; None: standard output.
     """
 
@@ -105,7 +106,8 @@ class TerminalProgress(Callback):
 
     # -- Lightning's hooks -----------------------------------------------------------------------------------------
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.n_epochs, self.n_batches = trainer.max_epochs or 0, int(trainer.num_training_batches)
+        self.n_epochs = max(trainer.max_epochs or 0, 0)  # -1: until a budget is used
+        self.n_batches = int(trainer.num_training_batches)
         self.batch, self.phase = 0, "training"
         done = trainer.fit_loop.epoch_loop.batch_progress.current.completed  # of this epoch, when it goes on
         self.pace.start_stage(self.n_epochs * self.n_batches, trainer.current_epoch * self.n_batches + done)
@@ -118,6 +120,9 @@ class TerminalProgress(Callback):
     ) -> None:
         self.batch = batch_idx + 1
         self.pace.count_step()
+        if (allowance := getattr(pl_module, "allowance", None)) is not None and not self.n_epochs:
+            share = allowance.share(pl_module)
+            self.pace.n_steps = max(self.pace.step, round(self.pace.step / share)) if share > 0 else 0
         if self._live is not None and (now := time.monotonic()) - self._read_at > 1 / HERTZ:
             self._read_at = now
             self.terms = read_terms(pl_module)
@@ -145,7 +150,8 @@ class TerminalProgress(Callback):
         left = self.pace.seconds_left()
         bar = Table.grid(padding=(0, 2, 0, 0))
         total = max(self.pace.n_steps, self.pace.step, 1)
-        epoch = f"epoch {self.epoch + 1}/{self.n_epochs}" if self.n_epochs else self.phase
+        of = f"/{self.n_epochs}" if self.n_epochs else ""
+        epoch = f"epoch {self.epoch + 1}{of}" if self.n_batches else self.phase
         batch = f"batch {self.batch}/{self.n_batches}" if self.n_batches else ""
         bar.add_row(
             ProgressBar(total=total, completed=self.pace.step, width=min(24, self.console.width // 3)),
@@ -182,7 +188,7 @@ class TerminalProgress(Callback):
         """`✓ experience 2/5  mean 89.1 %  │ 81.0 97.1   ·   ·   ·  9.4 s`"""
         n = f"{index + 1:>{len(str(self.n_experiences))}}/{self.n_experiences}"
         seen = [v for v in row[: index + 1] if v is not None]
-        unit = " %" if self.metric == "accuracy" else ""
+        unit = " %" if is_share(self.metric) else ""
         mean = cell_text(sum(seen) / len(seen) if seen else None, self.metric)
         text = Text.assemble(("✓ ", "green"), f"experience {n}  ", "mean ", (f"{mean:>5}{unit}", "bold"), "  │ ")
         time_text = f"  {duration(seconds)}"
@@ -193,7 +199,7 @@ class TerminalProgress(Callback):
         if first:
             text.append("… ", style="dim")
         for cell, value in cells[first : first + room]:
-            colour = heat(value) if value is not None and self.metric == "accuracy" else ""
+            colour = heat(value) if value is not None and is_share(self.metric) else ""
             text.append(f"{cell:>5}", style=colour or "dim").append(" ")
         return text.append(time_text, style="dim")
 

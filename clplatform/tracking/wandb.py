@@ -38,6 +38,7 @@ class Wandb:
         name: of the run; None: made from strategy, stream and seed.
         init_timeout: seconds to wait for the server; after that the run is recorded offline.
         finish_timeout: seconds to wait for the upload at the end; what is left is on disk for `wandb sync`.
+        report, model: also keep the report, or the trained model, as an artifact of the run when it is complete.
     """
 
     def __init__(
@@ -52,10 +53,13 @@ class Wandb:
         name: str | None,
         init_timeout: Annotated[float, Gt(0)],
         finish_timeout: Annotated[float, Gt(0)],
+        report: bool,
+        model: bool,
     ) -> None:
         self.every_n_steps, self.mode = every_n_steps, mode or "off"
         self.project, self.entity, self.group, self.tags, self.name = project, entity, group, tags, name
         self.init_timeout, self.finish_timeout = init_timeout, finish_timeout
+        self.report, self.model = report, model
 
     def loggers(self, run: RunContext) -> list[RunLogger]:
         mode = chosen_mode(self.mode)
@@ -114,6 +118,8 @@ class WandbMirror(RunLogger):
             if self._drawn_rows < len(self.matrix):
                 self._guard(self._log_image)
             self._guard(self._log_table)
+        if status == "completed":
+            self._guard(self._log_artifacts)
         self.failed = False  # whatever went wrong before: try to close the file
         self._guard(lambda: self.inner.experiment.finish(exit_code=0 if status == "completed" else 1))
         self.inner = None
@@ -141,6 +147,23 @@ class WandbMirror(RunLogger):
     def _summarize(self, status: str, summary: Mapping[str, Any]) -> None:
         known = {name: value for name, value in summary.items() if value is not None}
         self.inner.experiment.summary.update({**known, "status": status})
+
+    def _log_artifacts(self) -> None:
+        """Files of the run directory that nobody will write again: a run recorded offline uploads them later."""
+        run_dir, wanted = self.run.run_dir, []
+        if self.settings.report and (run_dir / "results.json").is_file():
+            from clplatform.report import write_report
+
+            copy = run_dir / "wandb" / "report"
+            write_report(run_dir, copy)
+            shutil.copy(run_dir / "results.json", copy)  # both are written again when there are reference runs
+            wanted.append(("report", copy))
+        if self.settings.model and (run_dir / "model").is_dir():
+            wanted.append(("model", run_dir / "model"))
+        for kind, folder in wanted:
+            artifact = self._wandb().Artifact(f"{kind}-{self.run.run_id}", type=kind)
+            artifact.add_dir(str(folder), policy="immutable")
+            self.inner.experiment.log_artifact(artifact)
 
     # -- starting -----------------------------------------------------------------------------------------------------
     def _start(self) -> Any:
@@ -170,7 +193,8 @@ class WandbMirror(RunLogger):
         wandb.setup(settings=settings)
         s = self.settings
         run = wandb.init(
-            project=s.project, entity=s.entity, group=s.group, tags=s.tags, name=s.name or run_name(self.run.config),
+            project=s.project, entity=s.entity, group=s.group, tags=[*s.tags, *run_tags(self.run.config)],
+            job_type=job_type(self.run.config), name=s.name or run_name(self.run.config),
             id=self.run.run_id, resume="allow", mode=mode, dir=str(run_dir), config=self.run.config, settings=settings,
         )  # fmt: skip
         run.define_metric("step", hidden=True)
@@ -224,6 +248,20 @@ def run_name(config: Mapping[str, Any]) -> str:
     strategy = "+".join(config.get("strategy", {}))
     stream = config.get("stream", {}).get("name", "")
     return " ".join(part for part in (strategy, stream, f"seed {config.get('seed', 0)}") if part)
+
+
+def job_type(config: Mapping[str, Any]) -> str | None:
+    """`replay+lwf`: runs are grouped by it, and it fits into a column."""
+    return "+".join(config.get("strategy", {})) or None
+
+
+def run_tags(config: Mapping[str, Any]) -> list[str]:
+    """Stream, scenario, backbone, tuning and budget, to filter by."""
+    stream, budget = config.get("stream", {}), config.get("budget") or {}
+    tuning = str((config.get("tuning") or {}).get("_target_", "")).rpartition(".")[2].lower()
+    found = [stream.get("name"), stream.get("scenario"), (config.get("backbone") or {}).get("name")]
+    found += [tuning if tuning != "full" else None, *(f"budget.{k}={v:g}" for k, v in budget.items() if v is not None)]
+    return [str(tag)[:64] for tag in found if tag]  # W&B takes no longer ones
 
 
 def _first_line(error: Exception) -> str:

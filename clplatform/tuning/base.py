@@ -33,6 +33,8 @@ class Tuning:
             ClplatformError: it does not fit this backbone.
         """
         backbone.requires_grad_(False)
+        for name in getattr(getattr(backbone, "model", None), "drawn_output", ()):  # nobody has trained it yet
+            backbone.model.get_parameter(name).requires_grad_(True)
         own = {id(p) for p in backbone.parameters()}
         self.add(backbone, spec)
         for p in backbone.parameters():
@@ -45,5 +47,6 @@ class Tuning:
 
 
 def encoder(backbone: nn.Module) -> Any:
-    """The Hugging Face model inside a backbone; a backbone of ours is its own."""
-    return next((m for m in backbone.modules() if hasattr(m, "base_model_prefix")), backbone)
+    """The Hugging Face model inside a backbone, without a language model's output layer; a backbone of ours is its own."""
+    found: Any = next((m for m in backbone.modules() if hasattr(m, "base_model_prefix")), None)
+    return backbone if found is None else found.base_model

@@ -40,7 +40,8 @@ class IA3(Tuning):
             )
         names = {m: n for n, m in model.named_modules()}
         # The last linear layer of a block is the one that leaves its feed-forward network.
-        inner = [names[[m for m in block.modules() if isinstance(m, nn.Linear)][-1]] for block in backbone.blocks()[1:]]
+        linear = [[m for m in block.modules() if isinstance(m, nn.Linear)] for block in backbone.blocks()[1:]]
+        inner = [names[of_block[-1]] for of_block in linear if of_block]  # a decoder's embeddings have none
         config = IA3Config(target_modules=_exactly([*attention, *inner]), feedforward_modules=_exactly(inner))
         inject_adapter_in_model(config, model, adapter_name=NAME)
         for layer in model.modules():

@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Lt
-from torch import nn
 
 from clplatform.module import lora
 from clplatform.tuning.base import Tuning, encoder
@@ -40,7 +39,7 @@ class LoRA(Tuning):
         self.rank, self.alpha, self.dropout, self.targets = rank, alpha, dropout, targets
 
     def add(self, backbone: Any, spec: InputSpec) -> None:
-        everywhere = [n for n, m in encoder(backbone).named_modules() if isinstance(m, nn.Linear)]
+        everywhere = lora.linear_layers(encoder(backbone))
         lora.add_adapter(
             backbone, NAME, rank=self.rank, alpha=self.alpha, dropout=self.dropout, dora=self.dora,
             roles=self.targets, targets=everywhere if self.targets == "all" else None,

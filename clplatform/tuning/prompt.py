@@ -32,31 +32,34 @@ class Prompt(Tuning):
         self.length = length
 
     def add(self, backbone: Any, spec: InputSpec) -> None:
-        check_reach("tuning=prompt", backbone, spec, "soft prompts", 1, lambda p: soft_prompts(backbone, p[0]))
+        check_reach(f"tuning={self.name}", backbone, spec, "soft prompts", 1, lambda p: soft_prompts(backbone, p[0]))
         model = transformer(backbone)
         # Hooks find the tokens by the module that they are called with: those of a copy of the backbone are the copy's.
-        model.embeddings.soft_prompt = uniform(self.length, backbone.feature_size)
+        model.embeddings.soft_prompt = self.tokens(backbone.feature_size)
         model.register_forward_pre_hook(_extend, with_kwargs=True)
         model.embeddings.register_forward_hook(_insert)
         model.register_forward_hook(_remove)
+
+    def tokens(self, size: int) -> nn.Parameter | nn.Module:
+        """What is trained: the tokens [L, D], or a module that makes them."""
+        return uniform(self.length, size)
 
 
 def _extend(model: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """The attention mask [B, T], if there is one, with ones for the prompts."""
     if (mask := kwargs.get("attention_mask")) is not None:
-        kwargs = {**kwargs, "attention_mask": behind_first(mask, mask.new_ones(len(mask), _length(model)))}
+        n = len(model.embeddings.soft_prompt)
+        kwargs = {**kwargs, "attention_mask": behind_first(mask, mask.new_ones(len(mask), n))}
     return args, kwargs
 
 
 def _insert(embeddings: Any, args: Any, embedded: Tensor) -> Tensor:
-    return behind_first(embedded, embeddings.soft_prompt.to(embedded).expand(len(embedded), -1, -1))
+    prompt = embeddings.soft_prompt
+    tokens = prompt() if isinstance(prompt, nn.Module) else prompt
+    return behind_first(embedded, tokens.to(embedded).expand(len(embedded), -1, -1))
 
 
-def _remove(model: nn.Module, args: Any, output: Any) -> Any:
+def _remove(model: Any, args: Any, output: Any) -> Any:
     hidden = output.last_hidden_state
-    output.last_hidden_state = torch.cat([hidden[:, :1], hidden[:, 1 + _length(model) :]], 1)
+    output.last_hidden_state = torch.cat([hidden[:, :1], hidden[:, 1 + len(model.embeddings.soft_prompt) :]], 1)
     return output
-
-
-def _length(model: Any) -> int:
-    return model.embeddings.soft_prompt.shape[0]

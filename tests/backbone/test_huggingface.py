@@ -17,6 +17,7 @@ from clplatform.backbone.huggingface import fit_images
 from clplatform.backbone.pretrained import carries
 from clplatform.build import make, without_extra
 from clplatform.config import conf_dir
+from clplatform.signature import find
 from clplatform.types import ClplatformError, InputSpec
 
 
@@ -188,15 +189,24 @@ def test_a_page_builds_on_a_fitting_stream(name: str) -> None:
     if not without_download(node):
         pytest.skip("its weights would have to be downloaded")
     torch.manual_seed(0)
-    if node["_target_"].endswith("Text"):
-        spec = InputSpec("text", vocab_size=50, pad_token_id=0, max_length=12)
+    target = find(node["_target_"])
+    problems = getattr(target, "problems", {"classification"})
+    writes = not problems & {"classification"}
+    shape: tuple[int, ...] = (4, 12) if writes else (4,)
+    if getattr(target, "reads", "pixel_values") == "input_ids":
+        spec = InputSpec(
+            "text", vocab_size=50, pad_token_id=0, max_length=12, bos_token_id=1, eos_token_id=2, max_target_length=12
+        )
         batch: Any = texts()
+        batch["decoder_input_ids"] = batch["input_ids"]
     else:
         spec = InputSpec("image", shape=(1, 8, 8), mean=(0.3,), std=(0.4,))
         batch = {"pixel_values": images(4, (1, 8, 8))}
     backbone = make(without_extra({"backbone": node}, "backbone"), input=spec).eval()
     features = backbone(batch)
-    assert features.shape == (4, backbone.feature_size)
+    assert features.shape == (*shape, backbone.feature_size)
+    if writes:
+        assert backbone.projection(features).shape == (*shape, 50)
     assert features.isfinite().all()
     assert len(backbone.blocks()) >= 2
     assert backbone.n_tokens >= 1
@@ -278,3 +288,16 @@ def test_normalisation_is_the_pretrained_model_s_else_the_stream_s(tmp_path: Pat
 def test_the_saved_configuration_is_hugging_face_s(tmp_path: Path) -> None:
     text_encoder("distilbert").save_assets(tmp_path)
     assert AutoConfig.from_pretrained(tmp_path).model_type == "distilbert"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("model_type", "takes"), [("bert", True), ("distilbert", False), ("gpt2", False)])
+def test_segments_of_pairs_are_told_to_models_that_have_them(model_type: str, takes: bool) -> None:
+    encoder, batch = text_encoder(model_type, problem="question_answering"), texts()
+    segments = (torch.arange(12) > 3).long().expand(4, 12)
+    plain, pair = encoder(batch), encoder({**batch, "token_type_ids": segments})
+    assert plain.shape == (4, 12, 16)
+    assert torch.equal(plain, pair) != takes
+    if takes:
+        expected = twin(encoder)(**batch, token_type_ids=segments).last_hidden_state
+        torch.testing.assert_close(pair, expected, rtol=1e-4, atol=1e-5)

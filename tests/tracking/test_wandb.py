@@ -34,7 +34,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterat
 def page(**changes: Any) -> Wandb:
     values: dict[str, Any] = {
         "every_n_steps": 10, "mode": "auto", "project": "clplatform", "entity": None, "group": "default", "tags": ["a"],
-        "name": None, "init_timeout": 2.0, "finish_timeout": 5.0,
+        "name": None, "init_timeout": 2.0, "finish_timeout": 5.0, "report": True, "model": False,
     }  # fmt: skip
     return Wandb(**{**values, **changes})
 
@@ -76,8 +76,9 @@ def test_an_offline_run_reads_back_as_it_was_logged(tmp_path: Path, capsys: pyte
         "abc123def456",
         "clplatform",
         "default",
-        ["a"],
+        ["a", "split_digits"],
     )
+    assert run["job_type"] == "replay+lwf"
     assert {k: v for k, v in run["config"]["update"].items() if k != "_wandb"} == CONFIG
     assert run["display_name"] == "replay+lwf split_digits seed 3"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -148,8 +149,10 @@ def test_dropout_acts_while_training_only(where: str) -> None:
 def test_what_is_added_to_the_residual_stream_starts_smaller() -> None:
     stack = EncoderStack(LayerConfig(size=64, n_heads=4, inner_size=128), 8)
     initialise(stack, 8)
-    deviation = {name: float(p.detach().std()) for name, p in stack.named_parameters() if p.ndim == 2}
-    for name, value in deviation.items():
-        expected = 0.005 if "out_proj" in name or "contract" in name else 0.02
+    for name, p in stack.named_parameters():
+        if p.ndim < 2:
+            continue
+        value, std = float(p.detach().std()), math.sqrt(2 / (5 * p.shape[1]))
+        expected = std / 4 if "out_proj" in name or "contract" in name else std
         assert value == pytest.approx(expected, rel=0.1), name
     assert all((p == 0).all() for n, p in stack.named_parameters() if n.endswith("bias"))

@@ -22,7 +22,7 @@ from clplatform.types import ClplatformError, InputSpec
 
 SIZES = ["backbone.size=16", "backbone.n_layers=2", "backbone.n_heads=2", "backbone.inner_size=16"]
 PAGE = ["backbone=transformer_text", *SIZES]
-SETTINGS: dict[str, Any] = {
+SETTINGS: dict[str, Any] = {"pretrained": None,
     "name": "small", "size": 16, "n_layers": 3, "n_heads": 2, "inner_size": 24, "activation": "gelu", "norm": "pre",
     "positions": "learned", "pooling": "mean", "dropout": 0.0, "freeze": "none",
 }  # fmt: skip

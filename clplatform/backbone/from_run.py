@@ -1,0 +1,101 @@
+"""Starting from the backbone of an earlier run: what was pre-trained here can be learned on from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from clplatform.files import read_json
+from clplatform.types import ClplatformError, InputSpec
+
+# Parts that a run for another problem does not have: they begin anew.
+OUTPUT = ("projection.",)
+
+
+def run_model(pretrained: str | None) -> Path | None:
+    """The model folder of a run directory (or the folder itself); None: `pretrained` is something else."""
+    if pretrained is None:
+        return None
+    for folder in (Path(pretrained).expanduser() / "model", Path(pretrained).expanduser()):
+        if (folder / "clplatform.json").is_file():
+            return folder
+    return None
+
+
+def require_run(name: str, pretrained: str) -> Path:
+    """The model folder of a run.
+
+    Raises:
+        ClplatformError: there is none.
+    """
+    folder = run_model(pretrained)
+    if folder is None:
+        raise ClplatformError(
+            f"backbone.pretrained={pretrained}: backbone={name} starts from the run of another one, and this is no finished "
+            "run (it has no model/clplatform.json)"
+        )
+    return folder
+
+
+def start_from_run(backbone: Any, pretrained: str, *, name: str, input: InputSpec, **settings: Any) -> None:
+    """Load a run's backbone into this one.
+
+    Where the run's model has learned more positions than are needed here, their first ones are taken; an output layer that
+    it does not have (it was pre-trained for another problem) begins anew.
+
+    Args:
+        settings: those of this backbone's page that must be the run's: sizes, and what the weights were trained for.
+
+    Raises:
+        ClplatformError: the run's backbone is another one, or its tokens are.
+    """
+    from safetensors.torch import load_file
+
+    folder = require_run(name, pretrained)
+    description = read_json(folder / "clplatform.json")
+    theirs: dict[str, Any] = description["config"]["backbone"]
+    for key, value in settings.items():
+        if key in theirs and value != theirs[key]:
+            raise ClplatformError(
+                f"backbone.{key}={value}: the backbone of {pretrained} has {theirs[key]}; give "
+                f"backbone.{key}={theirs[key]}"
+            )
+    vocabulary = description["stream"]["input"]["vocab_size"]
+    if vocabulary != input.vocab_size:
+        raise ClplatformError(
+            f"backbone.pretrained={pretrained}: the run's tokenizer has {vocabulary} tokens and the stream's "
+            f"{input.vocab_size}; a stream that takes the backbone's tokenizer has the same"
+        )
+    weights = load_file(str(folder / "model.safetensors"))
+    load_weights(
+        backbone, {n.removeprefix("backbone."): w for n, w in weights.items() if n.startswith("backbone.")}, pretrained
+    )
+
+
+@torch.no_grad()
+def load_weights(backbone: nn.Module, weights: dict[str, torch.Tensor], source: str) -> None:
+    """Copy weights by name; tied ones may be there under one of their names only."""
+    own = dict(backbone.named_parameters(remove_duplicate=False)) | dict(backbone.named_buffers())
+    done: set[int] = set()
+    for name, target in own.items():
+        if name not in weights:
+            continue
+        found = weights[name]
+        positions = ".position" in name and found.ndim == 2 and len(found) >= len(target)
+        if found.shape != target.shape and not (positions and found.shape[1:] == target.shape[1:]):
+            raise ClplatformError(
+                f"backbone.pretrained={source}: {name} has shape {list(found.shape)} there and {list(target.shape)} here"
+                + ("; give a stream.max_length that is not longer than the run's" if ".position" in name else "")
+            )
+        target.copy_(found[: len(target)] if positions else found)
+        done.add(id(target))
+    kept = {n for n, _ in backbone.named_parameters()} | set(backbone.state_dict())
+    lacking = [n for n, t in own.items() if n in kept and id(t) not in done and not n.startswith(OUTPUT)]
+    if lacking:
+        raise ClplatformError(
+            f"backbone.pretrained={source}: the run's model lacks {lacking[0]} and {len(lacking) - 1} other parts of this "
+            "one: it is of another kind, or was trained with a tuning or a strategy that changes the backbone"
+        )

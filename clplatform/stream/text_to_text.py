@@ -1,0 +1,121 @@
+"""Any task that answers a text with a text: instructions, summaries, dialogue, from JSONL, CSV or Parquet files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from clplatform.stream.base import InMemoryStream
+from clplatform.stream.language import choose
+from clplatform.stream.tables import Table, read_table
+from clplatform.stream.text_files import check_text
+from clplatform.stream.text_pairs import (
+    Fraction,
+    Limit,
+    MaxLength,
+    Metric,
+    Pairs,
+    PairScenario,
+    Part,
+    Reference,
+    Seed,
+    TokenizerOn,
+    VocabSize,
+    pair_stream,
+)
+from clplatform.types import ClplatformError
+
+
+def text_to_text(
+    *, name: str, train: str, validation: str | None, test: str, input_key: str, target_key: str, task_key: str | None,
+    tasks: list[str] | None, metric: Metric, limit: Limit, scenario: PairScenario, seed: Seed,
+    validation_fraction: Fraction, max_length: MaxLength, max_target_length: MaxLength,
+    tokenizer_vocab_size: VocabSize, tokenizer_on: TokenizerOn, tokenizer: Any = None,
+) -> InMemoryStream:  # fmt: skip
+    """Pairs of input and target, an experience for each task.
+
+    Args:
+        target_key: a text, or a list of them: the first is trained on, all of them are references.
+        task_key: names the experience of a row; None: there is one experience.
+        tasks: the tasks in the order of the experiences; None: all, in the order of their first rows, or shuffled by
+            `seed`.
+        limit: training rows of a task at most: the first.
+        validation_fraction: of each task's training rows, at random, if there is no validation file.
+        tokenizer: of the pretrained backbone, given by the platform; None: one is trained.
+
+    Raises:
+        ClplatformError: a file is missing or malformed, or lacks a key; with the line. A task has no test rows, or no
+            training rows.
+    """
+    files = {"train": train, "validation": validation, "test": test}
+    _check_different(files)
+    by_task = {s: read_tasks(f, input_key, target_key, task_key, name) for s, f in files.items() if f}
+    known = list(by_task["train"])
+    for split, found in by_task.items():
+        if wrong := [task for task in found if task not in known]:
+            raise ClplatformError(f"{files[split]}: the task {wrong[0]!r} has no training rows in {train}")
+    parts, chosen = [], choose(known, tasks, seed, name, key="tasks")
+    for task in chosen:
+        if task not in by_task["test"]:
+            raise ClplatformError(f"{test}: the task {task!r} has no rows")
+        first = by_task["train"][task]
+        held = by_task.get("validation", {}).get(task)
+        parts.append(Part(task, first.select(range(len(first))[:limit]), held, by_task["test"][task]))
+    left_out = len(known) - len(chosen)
+    notes = [f"stream.tasks leaves out {left_out} of {len(known)} tasks"] if left_out else []
+    return pair_stream(
+        name, parts, metric=metric, scenario=scenario, seed=seed,
+        validation_fraction=0.0 if validation else validation_fraction, max_length=max_length,
+        max_target_length=max_target_length, vocab_size=tokenizer_vocab_size, on=tokenizer_on, tokenizer=tokenizer,
+        notes=notes,
+    )  # fmt: skip
+
+
+def _check_different(files: dict[str, str | None]) -> None:
+    seen: dict[Path, str] = {}
+    for split, path in files.items():
+        if path is None:
+            continue
+        resolved = Path(path).expanduser().resolve()
+        if resolved in seen:
+            raise ClplatformError(f"{path} is both the {seen[resolved]} and the {split} split: give two")
+        seen[resolved] = split
+
+
+def read_tasks(path: str, input_key: str, target_key: str, task_key: str | None, default: str) -> dict[str, Pairs]:
+    """The pairs of each task, in the order of their first rows.
+
+    Args:
+        default: the task's name, if there is no `task_key`.
+    """
+    table = read_table(path, [input_key, target_key, *([task_key] if task_key else [])])
+    if not table.lines:
+        raise ClplatformError(f"{path} holds no rows")
+    found: dict[str, Pairs] = {}
+    for i in range(len(table.lines)):
+        task = _task(table, task_key, i) if task_key else default
+        pairs = found.setdefault(task, Pairs([], []))
+        source = table.columns[input_key][i]
+        check_text(_where(table, i), f"{input_key!r}", source)
+        pairs.sources.append(source)
+        pairs.references.append(_reference(table, target_key, i))
+    return found
+
+
+def _where(table: Table, i: int) -> str:
+    return f"{table.path}:{table.lines[i]}"
+
+
+def _task(table: Table, key: str, i: int) -> str:
+    value = table.columns[key][i]
+    value = str(value) if isinstance(value, int) else value
+    check_text(_where(table, i), f"{key!r}", value)
+    return value
+
+
+def _reference(table: Table, key: str, i: int) -> Reference:
+    """A text, or a list of at least one."""
+    value = table.columns[key][i]
+    for text in value if isinstance(value, list) and value else [value]:
+        check_text(_where(table, i), f"{key!r}", text)
+    return value

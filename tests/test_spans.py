@@ -1,0 +1,225 @@
+"""Token classification and question answering run like everything else: learned, forgotten, kept by strategies, resumed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from span_world import config, experiment, run
+from strategies import NAMES as STRATEGIES
+from strategies import from_page
+from torch.nn import functional as F
+
+from clplatform.data import predicted
+from clplatform.evaluate import answers, score
+from clplatform.experiment import Experiment
+from clplatform.head.span import best_spans
+from clplatform.run import execute
+from clplatform.types import IGNORED, MASKED, ClplatformError
+
+PROBLEMS = ("token_classification", "question_answering")
+METRIC = {"token_classification": "span_f1", "question_answering": "answer_f1"}
+CHANGES = {"ewc": ["strategy.ewc.fisher=sampled"], "a_gem": ["strategy.a_gem.policy=reservoir"]}
+GENERAL = [
+    (name, problem) for name in STRATEGIES for problem in PROBLEMS if problem in from_page(name).problems
+]  # fmt: skip
+TASKS = "stream.scenario=task_incremental"
+
+
+def chosen(name: str) -> list[str]:
+    ids = "task_ids" in from_page(name).needs or name == "lora_experts"
+    return [f"strategy={name}", *CHANGES.get(name, []), *([TASKS] if ids else [])]
+
+
+LEARN = ["trainer.max_epochs=30", "trainer.limit_train_batches=1.0", "batch_size=8"]
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_it_is_learned_and_forgotten_and_replay_forgets_less(problem: str, tmp_path: Path) -> None:
+    plain = run(problem, tmp_path / "plain", "strategy=finetuning", *LEARN)
+    replay = run(problem, tmp_path / "replay", "strategy=replay", *LEARN)
+    assert plain.primary_metric["name"] == METRIC[problem]
+    assert plain.metrics["learning_accuracy"] > 0.8
+    rows = [only for only in plain.matrix if only]
+    assert len(rows) == 3 and all(len(row) == 2 for row in rows)
+    untrained = plain.matrix[0]
+    assert untrained[1] is None if problem == "token_classification" else untrained[1] < 0.7
+    assert plain.metrics["average_forgetting"] > 0.1
+    assert replay.metrics["average_forgetting"] < plain.metrics["average_forgetting"]
+    assert set(plain.scores) == {"token_accuracy"} if problem == "token_classification" else {"exact_match"}
+
+
+@pytest.mark.parametrize(("name", "problem"), GENERAL)
+def test_a_general_strategy_runs_and_resumes_to_the_bit(
+    name: str, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = config(problem, tmp_path, *chosen(name), "trainer.max_epochs=2")
+    whole = execute(settings, tmp_path / "whole", quiet=True)
+    assert all(value is not None for value in whole.matrix[-1])
+    learn = Experiment._learn
+
+    def stop(self: Any, experience: Any, *, resume: bool) -> None:
+        if experience.index == 1:
+            raise KeyboardInterrupt
+        learn(self, experience, resume=resume)
+
+    monkeypatch.setattr(Experiment, "_learn", stop)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        execute(settings, tmp_path / "half", quiet=True)
+    monkeypatch.setattr(Experiment, "_learn", learn)
+    half = execute(settings, tmp_path / "half", resume=True, quiet=True)
+    assert half.matrix == whole.matrix and half.scores == whole.scores
+    a, b = ((tmp_path / f / "model" / "model.safetensors").read_bytes() for f in ("whole", "half"))
+    assert a == b
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+@pytest.mark.parametrize("name", ["ewc", "lwf", "si", "mas", "l2_anchor"])
+def test_a_strategy_changes_what_is_learned(name: str, problem: str, tmp_path: Path) -> None:
+    for own in (name, "finetuning"):
+        settings = config(problem, tmp_path, *chosen(own), f"strategy.{name}.strength=100" if own == name else "seed=0")
+        execute(settings, tmp_path / own, quiet=True)
+    a, b = ((tmp_path / f / "model" / "model.safetensors").read_bytes() for f in (name, "finetuning"))
+    assert a != b
+
+
+@pytest.mark.parametrize(
+    ("problem", "overrides", "message"),
+    [
+        ("token_classification", ["strategy=replay", "strategy.replay.policy=herding"], "policy balances classes"),
+        ("question_answering", ["strategy=a_gem"], "policy balances classes"),
+        ("token_classification", ["strategy=ewc", "strategy.ewc.fisher=exact"], "exact sums over all tokens"),
+        ("question_answering", ["strategy=icarl"], "strategy=icarl learns classification, .* is question_answering"),
+        ("question_answering", ["strategy=lora_experts", TASKS], "strategy=lora_experts learns .* question_answering"),
+        ("token_classification", ["strategy=lora_experts"], "give stream.scenario=task_incremental"),
+        (
+            "question_answering",
+            ["strategy=finetuning", "head=cosine"],
+            "a span has a head of its own; leave head=single",
+        ),
+        ("question_answering", ["strategy=finetuning", "backbone=mlp"], "backbone=mlp learns classification"),
+    ],
+)
+def test_what_does_not_fit_is_refused(problem: str, overrides: list[str], message: str, tmp_path: Path) -> None:
+    from composed import configuration
+    from span_world import files
+
+    size = [] if "backbone=mlp" in overrides else ["backbone=transformer_text"]
+    with pytest.raises(ClplatformError, match=message):
+        execute(configuration(*files(problem, tmp_path / "data"), *size, *overrides), tmp_path / "run", quiet=True)
+
+
+# -- the parts --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("head", ["single", "cosine", "multi"])
+def test_with_task_ids_a_token_may_have_its_task_s_classes_only(head: str, tmp_path: Path) -> None:
+    made = experiment("token_classification", tmp_path, "strategy=finetuning", TASKS, f"head={head}")
+    learner, stream = made.learner, made.stream
+    learner.build(stream[1].info)
+    learner.eval()
+    for e in stream:
+        batch = e.test.fetch(torch.arange(4))
+        logits = learner(batch).logits
+        assert logits.shape == (*batch["input_ids"].shape, 9)
+        closed = (logits <= MASKED / 2).flatten(0, 1)
+        own = torch.zeros(9, dtype=torch.bool)
+        own[list(e.classes)] = True
+        assert torch.equal(closed, (~own).expand_as(closed))
+        assert 0 in e.classes and len(e.classes) == 5
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_the_loss_smoothed_or_not_is_over_what_may_be(problem: str, tmp_path: Path) -> None:
+    made = experiment(problem, tmp_path, "strategy=finetuning", TASKS, "label_smoothing=0.2")
+    learner, stream = made.learner, made.stream
+    learner.build(stream[1].info)
+    batch = stream[1].train.fetch(torch.arange(6))
+    output = learner.eval()(batch)
+    labels, logits = predicted(batch, batch["labels"]), predicted(batch, output.logits)
+    each = []
+    for label, row in zip(labels, logits, strict=True):
+        log_p = row[row > MASKED / 2].log_softmax(0)
+        n_before = int((row[: int(label)] > MASKED / 2).sum())
+        each.append(-(0.8 * log_p[n_before] + 0.2 * log_p.mean()))
+    expected = torch.stack(each)
+    torch.testing.assert_close(learner.task_loss(batch, output), expected.mean(), rtol=1e-4, atol=1e-5)
+    rows = (batch["labels"] != IGNORED).sum(1).tolist()
+    own = torch.stack([part.sum() for part in expected.split(rows)])
+    torch.testing.assert_close(learner.task_loss(batch, output, "none"), own, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(learner.task_loss(batch, output, "sum"), own.sum(), rtol=1e-4, atol=1e-5)
+    learner.label_smoothing = 0.0
+    plain = F.cross_entropy(logits, labels)
+    torch.testing.assert_close(learner.task_loss(batch, output), plain, rtol=1e-4, atol=1e-5)
+
+
+def test_entities_are_scored_among_the_types_of_their_experience(tmp_path: Path) -> None:
+    """A perfect model of all types makes no mistake on an experience that annotates two."""
+    made = experiment("token_classification", tmp_path, "strategy=finetuning")
+    learner, stream = made.learner, made.stream
+    learner.build(stream[1].info)
+    names = stream.info.class_names
+    everything = {}
+    for e in stream:
+        batch = e.test.fetch(torch.arange(len(e.test)))
+        for row, labels in zip(batch["input_ids"].tolist(), batch["labels"].tolist(), strict=True):
+            own = everything.setdefault(tuple(row), [0] * len(row))
+            everything[tuple(row)] = [max(a, b) for a, b in zip(own, labels, strict=True)]
+
+    def perfect(batch: Any) -> Any:
+        width = len(next(iter(everything)))
+        rows = F.pad(batch["input_ids"], (0, width - batch["input_ids"].shape[1])).tolist()
+        known = torch.tensor([everything[tuple(row)] for row in rows])[:, : batch["input_ids"].shape[1]].clamp(min=0)
+        features = torch.zeros(*known.shape, 16)
+        from clplatform.types import Output
+
+        return Output(F.one_hot(known, len(names)).float(), features)
+
+    learner.forward = perfect
+    for e in stream:
+        assert score(learner, stream, e, e.test, 5) == {"token_accuracy": 1.0, "span_f1": 1.0}
+    first = next(row for row, labels in everything.items() if any(labels))
+    everything[first] = [0] * len(first)  # one sentence in which it finds nothing
+    scores = [score(learner, stream, e, e.test, 5) for e in stream]
+    assert any(s["span_f1"] < 1 for s in scores)
+
+
+def test_best_spans_are_those_of_a_search_over_all() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for n in (1, 2, 7, 40):
+        logits = torch.randn(6, 2, n, generator=generator)
+        found = best_spans(logits)
+        for row, (a, b) in zip(logits, found.tolist(), strict=True):
+            allowed = [(i, j) for i in range(n) for j in range(i, min(n, i + 30)) if i > 0 or j == 0]
+            assert (a, b) == max(allowed, key=lambda s: float(row[0, s[0]] + row[1, s[1]]))
+
+
+def test_answers_are_read_where_the_model_points(tmp_path: Path) -> None:
+    made = experiment("question_answering", tmp_path, "strategy=finetuning")
+    learner, stream = made.learner, made.stream
+
+    def perfect(batch: Any) -> Any:
+        from clplatform.types import Output
+
+        logits = torch.zeros(len(batch["labels"]), 2, batch["input_ids"].shape[1])
+        return Output(logits.scatter(2, batch["labels"].clamp(min=0)[:, :, None], 1.0), logits)
+
+    learner.forward = perfect
+    for e in stream:
+        rows = answers(learner, stream, e.test, 3)
+        assert [row[2] for row in rows] == [row[1][0] for row in rows]
+        assert score(learner, stream, e, e.test, 3) == {"answer_f1": 1.0, "exact_match": 1.0}
+        assert all(row[0].startswith(f"what is {e.name} ?\n") for row in rows)
+
+
+def test_no_answer_is_where_the_question_or_padding_is(tmp_path: Path) -> None:
+    made = experiment("question_answering", tmp_path, "strategy=finetuning")
+    batch = made.stream[0].train.fetch(torch.arange(6))
+    logits = made.learner.eval()(batch).logits
+    assert logits.shape == (6, 2, batch["input_ids"].shape[1])
+    closed = logits <= MASKED / 2
+    assert torch.equal(closed[:, 0], batch["answerable"] == 0) and torch.equal(closed[:, 0], closed[:, 1])
+    teacher = made.learner.snapshot()
+    assert torch.equal(teacher(batch).logits, logits)
