@@ -133,7 +133,9 @@ class Spending(pl.Callback):
         last = batch_idx + 1 >= trainer.num_training_batches
         if not last and (batch_idx + 1) % trainer.accumulate_grad_batches != 0:
             return
-        idle = last and trainer.current_epoch + 1 >= self.epochs and spent(learner, self.allowance.unit) == self.at_start
+        idle = (
+            last and trainer.current_epoch + 1 >= self.epochs and spent(learner, self.allowance.unit) == self.at_start
+        )
         if idle or self.allowance.is_used(learner):
             trainer.should_stop = True
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, TypeGuard
 from annotated_types import Ge, Gt, Le
 from omegaconf import DictConfig, OmegaConf
 
+from clplatform.prompting.task import check_tasks
 from clplatform.signature import check_arguments, check_node, check_value, find, suggest, typed
 from clplatform.types import ClplatformError
 
@@ -55,13 +56,14 @@ ROOT: dict[str, Any] = {
     "evaluate_every": Annotated[int, Ge(1)] | None,  # type: ignore[operator]
     "evaluate_samples": Annotated[int, Ge(1)] | None,  # type: ignore[operator]
     "keep_models": bool,
+    "prompting": dict[str, Any] | None,
     "checkpoint": dict[str, Any],
     "budget": dict[str, Any],
 }
 # What a configuration of before there was the setting does not say.
 LATER = {
     "references": False, "bucket_by_length": False, "evaluate_every": None, "evaluate_samples": None,
-    "keep_models": False, "budget": {},
+    "keep_models": False, "budget": {}, "prompting": None,
 }  # fmt: skip
 # All are null in a run whose experiences take epochs and whose strategies may keep what they want (`clplatform.budget`).
 BUDGET: dict[str, Any] = {
@@ -109,8 +111,9 @@ def identity(config: dict[str, Any]) -> str:
         values.pop("bucket_by_length", None)
     if not values.get("evaluate_every"):  # numbers are the same with it: but who asks for it wants a run that has it
         values = {k: v for k, v in values.items() if k not in ("evaluate_every", "evaluate_samples")}
-    if not values.get("keep_models"):
-        values.pop("keep_models", None)
+    for name in ("keep_models", "prompting"):
+        if not values.get(name):
+            values.pop(name, None)
     budget = {k: v for k, v in (values.pop("budget", None) or {}).items() if v is not None}
     values |= {"budget": budget} if budget else {}
     if isinstance(stream := values.get("stream"), dict) and stream.get("augment", "") is None:
@@ -181,6 +184,8 @@ def check(config: dict[str, Any]) -> None:
         wrong = next((key for key in config.get(part, {}) if key not in known), None)
         if wrong is not None:
             raise ClplatformError(f"{part}.{wrong}: there is no such setting{suggest(wrong, known)}")
+    if config.get("prompting") is not None:
+        check_tasks(config["prompting"])
     check_strategies(config.get("strategy"))
     check_trainer(config.get("trainer"))
     for group in ("stream", "backbone", "tuning", "head", "optimizer", "scheduler", "tracking"):

@@ -42,7 +42,8 @@ def dashboard(project: str, entity: str | None = None, *, dry_run: bool = False)
     """
     library()
     if dry_run:
-        spec = {"workspace": dump(workspace(project, entity or "")), "report": [dump(b) for b in blocks(project, entity or "")]}
+        # With an entity, the runs of a report are looked up on the server, even to be written down.
+        spec = {"workspace": dump(workspace(project, entity or "")), "report": [dump(b) for b in blocks(project, "")]}
         return json.dumps(spec, indent=1)
     if not has_key():
         raise ClplatformError(
@@ -96,7 +97,12 @@ def workspace(project: str, entity: str) -> Any:
         ws.Section(name=name, panels=panels, is_open=i < 2, pinned=i == 0)
         for i, (name, panels) in enumerate(panels_by_question().items())
     ]
-    columns = ["run:displayName", "config:seed.value", *(f"summary:{FINAL[n]}" for n in list(FINAL)[:2]), "summary:seconds"]
+    columns = [
+        "run:displayName",
+        "config:seed.value",
+        *(f"summary:{FINAL[n]}" for n in list(FINAL)[:2]),
+        "summary:seconds",
+    ]
     return ws.Workspace(
         entity=entity,
         project=project,
@@ -112,7 +118,9 @@ def blocks(project: str, entity: str) -> list[Any]:
     """The report: the same panels, in the order in which they are read."""
     _, wr = library()
     runs = wr.Runset(project=project, entity=entity, groupby=[STRATEGY, "config.stream.name"])
-    found: list[Any] = [wr.P("Means over the runs of a strategy, with standard deviations. Made by `clplatform dashboard`.")]
+    found: list[Any] = [
+        wr.P("Means over the runs of a strategy, with standard deviations. Made by `clplatform dashboard`.")
+    ]
     for name, panels in panels_by_question().items():
         for i, panel in enumerate(panels):
             wide = WIDTH // min(len(panels), 2)
@@ -130,7 +138,8 @@ def panels_by_question() -> dict[str, list[Any]]:
     ordered = {"x": "experience", "title_x": "experiences learned"}
     return {
         "Over experiences": [
-            wr.LinePlot(title=title, y=[f"evaluation/{name}"], **ordered, **by_strategy) for title, name in CURVES.items()
+            wr.LinePlot(title=title, y=[f"evaluation/{name}"], **ordered, **by_strategy)
+            for title, name in CURVES.items()
         ],
         "Accuracy matrix": [
             wr.MediaBrowser(title="Heat map of each run", media_keys=["matrix"], num_columns=4),

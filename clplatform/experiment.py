@@ -127,7 +127,9 @@ class Experiment:
                 self._save("stage.ckpt", experience.index, number + 1)
         if budget is not None:
             used = spent(learner, budget.unit) - begin
-            self.results.budget.setdefault("used", []).append(int(used) if budget.unit in ("steps", "samples") else used)
+            self.results.budget.setdefault("used", []).append(
+                int(used) if budget.unit in ("steps", "samples") else used
+            )
 
     # -- parts of the loop ------------------------------------------------------------------------------------
     def _seed(self, experience: ExperienceInfo, phase: str) -> None:

@@ -127,7 +127,9 @@ class Fitter:
         callbacks, validation = list(self.callbacks), None
         if self.patience is not None and experience.validation is not None:
             validation = Loader(experience.validation, self.eval_batch_size)
-            monitor, mode = ("validation/loss", "min") if learner.info.several_labels else ("validation/accuracy", "max")
+            monitor, mode = (
+                ("validation/loss", "min") if learner.info.several_labels else ("validation/accuracy", "max")
+            )
             callbacks += [EarlyStopping(monitor, patience=self.patience, mode=mode), KeepBest(monitor, mode)]
         spending = Spending(allowance, self.epochs(stage)) if allowance is not None else None
         max_epochs = stage.max_epochs

@@ -43,7 +43,12 @@ class Results:
     protocol: dict[str, Any] = field(default_factory=dict)  # of `protocol=tune_first`: what was tried and chosen
     references: dict[str, Any] = field(default_factory=dict)  # matrices `joint` and `independent`, row `untrained`
     continual_evaluation: dict[str, Any] = field(default_factory=dict)  # of `evaluate_every`: min_acc, wc_acc, ...
-    budget: dict[str, Any] = field(default_factory=dict)  # `unit`, `value`, `used` by each experience; `bytes`, `capacity`
+    budget: dict[str, Any] = field(
+        default_factory=dict
+    )  # `unit`, `value`, `used` by each experience; `bytes`, `capacity`
+    prompting: dict[str, list[float | None]] = field(
+        default_factory=dict
+    )  # of `prompting`: accuracies, as `matrix` has rows
     schema_version: int = SCHEMA_VERSION
 
     @property

@@ -187,6 +187,8 @@ def assemble(
     if config.get("evaluate_every"):
         watching.append(continual_evaluation(config, stream, results, run_dir))
         fitter.after_batch = in_turn(observers.after_batch, watching[-1].after_batch)
+    if config.get("prompting"):
+        watching.append(prompting(config, stream, learner, results))
     experiment = Experiment(
         learner=learner,
         stream=stream,
@@ -224,6 +226,17 @@ def continual_evaluation(config: dict[str, Any], stream: Stream, results: Result
         run_dir=run_dir,
         batch_size=config["eval_batch_size"],
     )
+
+
+def prompting(config: dict[str, Any], stream: Any, learner: Any, results: Results) -> Any:
+    """What `prompting` asks for; the record says what was cut."""
+    from clplatform.prompting.evaluation import Prompting, Questions, check_prompting
+    from clplatform.prompting.task import make_tasks
+
+    check_prompting(learner.backbone, stream.info)
+    questions = [Questions(task, stream.tokenizer, stream.info.input) for task in make_tasks(config["prompting"])]
+    results.notes += [note for q in questions for note in q.notes() if note not in results.notes]
+    return Prompting(questions, results, config["eval_batch_size"])
 
 
 def in_turn(*calls: Callable[..., None]) -> Callable[..., None]:

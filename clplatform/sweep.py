@@ -8,6 +8,7 @@ somebody waits for the result.
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -23,11 +24,13 @@ import yaml
 
 from clplatform.config import identity
 from clplatform.files import read_json, write_json
+from clplatform.report import write_report
 from clplatform.run import objective, show
 from clplatform.types import ClplatformError
 
 LOST = "its process ended without a word"
 LOCK = ".lock"
+PARENT = os.getppid()  # whoever has started this process: another one when that has ended
 
 
 def sweep_job(config: dict[str, Any], run_dir: Path, *, notices: list[str]) -> float | None:
@@ -42,9 +45,12 @@ def sweep_job(config: dict[str, Any], run_dir: Path, *, notices: list[str]) -> f
             raise ClplatformError(
                 f"{run_dir} holds a run of another configuration; give another hydra.sweep.dir or subdir"
             )
-        if read_json(run_dir / "results.json")["status"] == "completed":
+        results = read_json(run_dir / "results.json")
+        if results["status"] == "completed" and (results.get("references") or not config.get("references")):
+            if not (run_dir / "report.html").exists():  # killed between its last result and its report
+                write_report(run_dir)
             print(f"{run_dir}: complete already")
-            return objective(read_json(run_dir / "results.json"))
+            return objective(results)
         return show(config, run_dir, resume=True, notices=notices)
 
 
@@ -107,12 +113,29 @@ def run_apart(config: dict[str, Any], run_dir: Path, *, notices: list[str], reco
         with suppress(BrokenPipeError):
             process.stdin.write(json.dumps(work).encode() + b"\n")
             process.stdin.flush()
-        code = process.wait()
+        code = wait(process)
     found = read_json(outcome) if outcome.exists() else {"problem": ended(code), "value": None}
     outcome.unlink(missing_ok=True)
     if found["problem"] is not None:
         raise ClplatformError(found["problem"])
     return found["value"]
+
+
+def wait(process: subprocess.Popen[bytes]) -> int:
+    """Its exit code. joblib's workers outlive a command that is killed, and would go on with its jobs: they end with it, and
+    the jobs are stopped as at a signal, with everything saved."""
+    if not multiprocessing.current_process().name.startswith("LokyProcess"):
+        return process.wait()
+    while True:
+        try:
+            return process.wait(timeout=1)
+        except subprocess.TimeoutExpired:
+            if os.getppid() == PARENT:
+                continue
+            assert process.stdin is not None
+            process.stdin.close()
+            process.wait()
+            os._exit(1)
 
 
 def ended(code: int) -> str:

@@ -12,10 +12,11 @@ from strategies import NAMES as STRATEGIES
 from strategies import from_page
 from torch.nn import functional as F
 
-from clplatform.data import predicted
-from clplatform.evaluate import answers, score
+from clplatform.data import concat, predicted
+from clplatform.evaluate import answers, evaluate_row, score
 from clplatform.experiment import Experiment
 from clplatform.head.span import best_spans
+from clplatform.protocol.tune_first import FirstExperiences
 from clplatform.run import execute
 from clplatform.types import IGNORED, MASKED, ClplatformError
 
@@ -129,6 +130,9 @@ def test_with_task_ids_a_token_may_have_its_task_s_classes_only(head: str, tmp_p
         own[list(e.classes)] = True
         assert torch.equal(closed, (~own).expand_as(closed))
         assert 0 in e.classes and len(e.classes) == 5
+    both = concat([e.test.fetch(torch.arange(2)) for e in stream])
+    alone = [learner({n: c[i : i + 1] for n, c in both.items()}).logits for i in range(4)]
+    torch.testing.assert_close(learner(both).logits, torch.cat(alone), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)
@@ -184,6 +188,14 @@ def test_entities_are_scored_among_the_types_of_their_experience(tmp_path: Path)
     everything[first] = [0] * len(first)  # one sentence in which it finds nothing
     scores = [score(learner, stream, e, e.test, 5) for e in stream]
     assert any(s["span_f1"] < 1 for s in scores)
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_trials_of_a_protocol_are_scored_on_the_validation_split(problem: str, tmp_path: Path) -> None:
+    made = experiment(problem, tmp_path, "strategy=finetuning")
+    trial = FirstExperiences(made.stream, 1)
+    e = made.stream[0]
+    assert evaluate_row(made.learner, trial, "test", 8) == [score(made.learner, made.stream, e, e.validation, 8)]
 
 
 def test_best_spans_are_those_of_a_search_over_all() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -125,9 +127,9 @@ def logs() -> list[str]:
     return [path.read_text() for path in records() if path.suffix == ".log"]
 
 
-def wait_until_stopped() -> None:
+def wait_until_stopped(folder: str = "multirun/default") -> None:
     """Until no job is at any run, or raise."""
-    for lock in Path("multirun/default").glob("*/.lock"):
+    for lock in Path(folder).glob("*/.lock"):
         with FileLock(lock, timeout=20):
             pass
 
@@ -276,6 +278,65 @@ def test_a_sweep_that_is_told_to_stop_stops_its_jobs_and_goes_on_later() -> None
     assert found == ["running"] * 2
     code, _, err = sweep(*command)
     assert (code, err) == (0, "")
+
+
+def without_times(folder: Path) -> tuple[list[dict[str, str]], list[list[str]]]:
+    """comparison.csv and comparison.md of a sweep, but for what depends on the machine: columns of times, and cells with a
+    time or a size in memory."""
+    rows = list(csv.DictReader((folder / "comparison.csv").read_text().splitlines()))
+    for row in rows:
+        assert float(row.pop("seconds")) > 0
+    lines, times = [], set()
+    for line in (folder / "comparison.md").read_text().splitlines():
+        cells = [cell.strip() for cell in line.split("|")]
+        times = {i for i, cell in enumerate(cells) if cell in ("seconds", "time")} | (
+            times if len(cells) > 1 else set()
+        )
+        kept = [cell for i, cell in enumerate(cells) if i not in times]
+        lines.append([re.sub(r"^\d[\d.,:]* (ms|s|min|h|d|KiB|MiB|GiB)$", "…", cell) for cell in kept])
+    return rows, lines
+
+
+@pytest.mark.slow
+@joblib
+def test_a_sweep_that_is_killed_does_what_is_missing_and_compares_the_same() -> None:
+    """kill -9 of the command in the middle; the same command again, and a sweep that nobody has disturbed."""
+    command = [*PARALLEL, "strategy=trouble", "seed=0,1,2,3", "trainer.max_epochs=400", "checkpoint.every_n_batches=50"]
+
+    def found() -> dict[Path, str]:
+        return {path: read_json(path)["status"] for path in Path("killed").glob("*/results.json")}
+
+    process = start(*command, "hydra.sweep.dir=killed")
+    end = time.monotonic() + 300
+    while time.monotonic() < end and process.poll() is None:
+        states = [*found().values()]
+        if "completed" in states and "running" in states:
+            break
+        time.sleep(0.02)
+    process.kill()
+    assert process.wait(timeout=60) == -signal.SIGKILL
+    process.communicate(timeout=60)  # until its workers, who have its output, have ended too
+    wait_until_stopped("killed")
+    done = {path: path.stat().st_mtime_ns for path, state in found().items() if state == "completed"}
+    begun = [state for state in found().values()].count("running")
+    assert done
+    assert len(done) < 4  # it was in the middle
+    first = Path("nothing.log").read_text().split()
+
+    code, _, err = sweep(*command, "hydra.sweep.dir=killed")
+    assert (code, err) == (0, "")
+    assert len(found()) == 4
+    assert set(found().values()) == {"completed"}
+    assert {path: path.stat().st_mtime_ns for path in done} == done  # not made again
+    again = Path("nothing.log").read_text().split()[len(first) :]
+    learned = sum(len(read_json(path)["timing"]) for path in found())
+    assert learned == 8
+    assert len(again) <= 8 - 2 * len(done)
+    assert len(first) + len(again) <= 8 + begun  # of each job that was killed, an experience was begun twice
+
+    code, _, err = sweep(*command, "hydra.sweep.dir=whole")
+    assert (code, err) == (0, "")
+    assert without_times(Path("killed")) == without_times(Path("whole"))
 
 
 # -- a search ------------------------------------------------------------------------------------------------------------

@@ -84,7 +84,9 @@ def fit_capacity(config: Config, stream: Stream) -> dict[str, int]:
     sized = {name: each for name, each in per_sample.items() if each > 0}
     if len(sized) < len(with_capacity):  # the others keep the capacity they were given, and that is not `small`
         costs = sketch(with_capacities(config, dict.fromkeys(sized, small)), stream)
-    fixed = {name: n_bytes(cost) - (cost.get("buffer_bytes", 0) if name in sized else 0) for name, cost in costs.items()}
+    fixed = {
+        name: n_bytes(cost) - (cost.get("buffer_bytes", 0) if name in sized else 0) for name, cost in costs.items()
+    }
     room = most - sum(fixed.values())
     if room < 0:
         raise too_much(fixed, most, "")

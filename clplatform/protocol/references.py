@@ -70,6 +70,7 @@ def derive(config: Config, strategy: str) -> Config | None:
     """The configuration with the strategy replaced; None where the stream has no such form."""
     derived = copy.deepcopy(untuned(config))
     derived |= {"references": False, "tracking": LOCAL, "evaluate_every": None, "keep_models": False, "budget": {}}
+    derived |= {"prompting": None}
     derived["strategy"] = yaml.safe_load((conf_dir() / "strategy" / f"{strategy}.yaml").read_text())
     if strategy == "independent":
         if "scenario" not in derived["stream"]:

@@ -188,6 +188,7 @@ def trial_base(config: Config) -> Config:
     """What all trials share: it does not depend on the run's seed and class order."""
     base, protocol = copy.deepcopy(untuned(config)), config["protocol"]
     base |= {"seed": protocol["seed"], "tracking": LOCAL, "evaluate_every": None, "keep_models": False}
+    base |= {"prompting": None}
     for key in ("seed", "class_order"):
         if key in base["stream"]:
             base["stream"][key] = protocol["seed"] if key == "seed" else None

@@ -13,6 +13,7 @@ from clplatform.report.diagnosis import diagnosis
 from clplatform.report.document import Document, Figure, Headline, Part, Section, Table, Text
 from clplatform.report.format import NONE, difference, metric_value, score, seconds, size, words
 from clplatform.report.heatmap import matrix_map
+from clplatform.report.prompting import prompting
 from clplatform.report.run import Run, number
 from clplatform.report.scores import other_scores, samples
 from clplatform.report.stability import stability
@@ -27,6 +28,7 @@ def document(run: Run) -> Document:
         diagnosis(run),
         metrics(run),
         other_scores(run),
+        prompting(run),
         samples(run),
         losses(run),
         confusion(run),

@@ -79,7 +79,11 @@ def test_a_run_that_goes_on_keeps_its_capacity(capsys: Capture, monkeypatch: pyt
     [
         ("ewc", 5000, "strategy=ewc keeps 9680 bytes beside the model, more than budget.bytes=5000"),
         ("[replay,lwf]", 4000, "strategy=lwf keeps 4840 bytes beside the model, more than budget.bytes=4000"),
-        ("replay", 800, "has room for 9 samples of strategy=replay (88 B each), and stream=split_digits has 10 classes"),
+        (
+            "replay",
+            800,
+            "has room for 9 samples of strategy=replay (88 B each), and stream=split_digits has 10 classes",
+        ),
         ("gdumb", 5000, "beside the 4.1 KiB of what else is kept"),
     ],
 )
@@ -103,7 +107,9 @@ def test_directions_keep_the_capacity_they_were_given(capsys: Capture) -> None:
     assert "strategy=ogd keeps" in refused(capsys, *TINY, "strategy=ogd", f"budget.bytes={MOST}")
 
 
-def test_what_grows_in_training_ends_the_run_and_is_not_recorded(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_grows_in_training_ends_the_run_and_is_not_recorded(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from clplatform.strategy.finetuning import Finetuning
 
     def cost(self: Strategy) -> dict[str, int | float]:
@@ -114,8 +120,12 @@ def test_what_grows_in_training_ends_the_run_and_is_not_recorded(capsys: Capture
 
     monkeypatch.setattr(Finetuning, "cost", cost)
     monkeypatch.setattr(Finetuning, "after_step", after_step)
-    done = call(capsys, *TINY, "strategy=finetuning", "budget.bytes=13")  # a step in each experience of the sketch: 8 bytes
-    assert "strategy=finetuning keeps 16 bytes beside the model after experience 2, more than budget.bytes=13" in done.err
+    done = call(
+        capsys, *TINY, "strategy=finetuning", "budget.bytes=13"
+    )  # a step in each experience of the sketch: 8 bytes
+    assert (
+        "strategy=finetuning keeps 16 bytes beside the model after experience 2, more than budget.bytes=13" in done.err
+    )
     assert done.code == 2
     found = Results.load(only_run())
     assert (found.status, len(found.timing)) == ("failed", 1)

@@ -152,7 +152,9 @@ def test_the_last_losses_of_a_file_that_is_being_written(tmp_path: Path) -> None
     path = tmp_path / "metrics.jsonl"
     assert tail(path) == []
     rows = [{"step": i, "train/loss": 1 / i, "train/lr": 0.1} for i in range(1, 3000)]
-    path.write_text("".join(json.dumps(r) + "\n" for r in [*rows, {"step": 3000, "validation/accuracy": 1.0}]) + '{"step": 30')
+    path.write_text(
+        "".join(json.dumps(r) + "\n" for r in [*rows, {"step": 3000, "validation/accuracy": 1.0}]) + '{"step": 30'
+    )
     found = tail(path)
     assert 10 < len(found) < 2999  # not all of it is read
     assert losses(found) == {"loss": 1 / 2999}

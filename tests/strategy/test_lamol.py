@@ -265,7 +265,7 @@ class Killed(Exception):
 def test_resumes_to_the_same_bits(tmp_path: Path) -> None:
     def new(folder: str) -> Experiment:
         strategies = {"lamol": from_page("lamol", ratio=0.5, top_k=3), "replay": from_page("replay")}
-        return made(tmp_path / folder, strategies, dropout=0.01, epochs=45, fitter={"checkpoint_every": 3})
+        return made(tmp_path / folder, strategies, dropout=0.01, epochs=45, fitter={"checkpoint_every": 10})
 
     whole = new("whole")
     whole.run()

@@ -109,6 +109,21 @@ def test_an_answer_that_is_cut_away_is_counted_and_not_trained_on() -> None:
     assert batch["input_ids"].shape[1] == 24
 
 
+def test_an_answer_of_which_the_end_is_cut_away_is_lost_too() -> None:
+    document = squad("color", [f"{c} {'filler ' * 20}" for c in contexts("color", 20)])
+    for paragraph in document["data"][0]["paragraphs"]:
+        paragraph["qas"][0]["answers"] = [{"text": paragraph["context"].strip(), "answer_start": 0}]
+        words = " ".join(paragraph["context"].split()[:4])
+        paragraph["qas"].append({"question": "short ?", "answers": [{"text": words, "answer_start": 0}]})
+    Path("data/color.json").write_text(json.dumps(document))
+    stream = made(domains=["color"], max_length=24)
+    assert len(stream[0].train) == 12 and len(stream[0].test) == 8
+    assert all(
+        text.startswith("short ?") and len(answer.split()) == 4 for text, _, answer in read(stream, stream[0].train)
+    )
+    assert [answer is None for text, _, answer in read(stream, stream[0].test)] == [True, False] * 4
+
+
 def test_a_question_that_is_too_long_leaves_half_of_the_places() -> None:
     document = squad("color", contexts("color", 20))
     for paragraph in document["data"][0]["paragraphs"]:

@@ -95,18 +95,20 @@ def test_a_killed_run_goes_on_under_its_id_and_loses_nothing() -> None:
     whole = start(*SETTINGS[:-1], "hydra.run.dir=whole", "budget.steps=400")
     whole.communicate(timeout=300)
     process = start(*SETTINGS, "budget.steps=400", "checkpoint.every_n_batches=20")
-    end = time.monotonic() + 120
-    while not Path("out/checkpoints/step.ckpt").exists():
-        assert time.monotonic() < end
+    end = time.monotonic() + 200
+    while not Path("out/checkpoints/step.ckpt").exists() and time.monotonic() < end and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.communicate()
+    assert Path("out/checkpoints/step.ckpt").exists()
     assert read_json(Path("out/results.json"))["status"] == "running"
     time.sleep(1.1)  # W&B names folders by the second
     finished("resume", "out")
     results, other = read_json(Path("out/results.json")), read_json(Path("whole/results.json"))
     assert results["matrix"] == other["matrix"]
-    assert [r.metrics for r in read(Path("out/metrics.jsonl"))] == [r.metrics for r in read(Path("whole/metrics.jsonl"))]
+    assert [r.metrics for r in read(Path("out/metrics.jsonl"))] == [
+        r.metrics for r in read(Path("whole/metrics.jsonl"))
+    ]
     found = records(files()[-1])
     assert {r["run"]["run_id"] for r in found if r["type"] == "run"} == {results["run_id"]}
     history = [r["history"]["item"] for r in found if r["type"] == "history"]

@@ -57,7 +57,7 @@ def test_only_what_is_put_in_is_trained_and_it_reaches_the_logits(kind: str, nam
     assert not torch.allclose(backbone.projection(backbone(batch)), before, rtol=1e-4, atol=1e-5)
     assert measure(backbone, (8,), True) > measure(backbone, (8,), False) > 0
     if kind != "bert":
-        written = backbone.eval().generate({n: batch[n] for n in ("input_ids", "attention_mask")})
+        written = backbone.eval().generate({n: batch[n][:, :6] for n in ("input_ids", "attention_mask")})
         assert written.shape[0] == 4
 
 

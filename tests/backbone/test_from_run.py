@@ -1,0 +1,118 @@
+"""Starting from the backbone of an earlier run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from clplatform.backbone.from_run import run_model
+from clplatform.backbone.pretrained import tokenizer_source
+from clplatform.backbone.transformer.language import TransformerDecoder
+from clplatform.backbone.transformer.text import TransformerText
+from clplatform.files import write_json
+from clplatform.types import ClplatformError, InputSpec
+from tests.language_world import INPUT
+
+SETTINGS: dict[str, Any] = {
+    "name": "mine", "pretrained": None, "size": 16, "n_layers": 2, "n_heads": 2, "inner_size": 32, "activation": "gelu",
+    "norm": "pre", "positions": "learned", "dropout": 0.0, "freeze": "none",
+}  # fmt: skip
+
+
+def encoder(input: InputSpec = INPUT, **changes: Any) -> TransformerText:
+    return TransformerText(input=input, **{**SETTINGS, "pooling": "mean", "problem": "classification", **changes})
+
+
+def decoder(input: InputSpec = INPUT, **changes: Any) -> TransformerDecoder:
+    return TransformerDecoder(input=input, **{**SETTINGS, "tied": True, **changes})
+
+
+def saved(backbone: nn.Module, folder: Path, input: InputSpec = INPUT, **settings: Any) -> Path:
+    """A run's folder, as far as it is read."""
+    from safetensors.torch import save_model
+
+    (folder / "model").mkdir(parents=True)
+    save_model(nn.ModuleDict({"backbone": backbone}), str(folder / "model" / "model.safetensors"))
+    config = {"backbone": {**SETTINGS, "tied": True, "pooling": "mean", **settings}}
+    write_json(folder / "model" / "clplatform.json", {"config": config, "stream": {"input": input.to_dict()}})
+    return folder
+
+
+def same_encoder(a: Any, b: Any) -> bool:
+    ours, theirs = a.encoder.state_dict(), b.encoder.state_dict()
+    return all(torch.equal(v[: len(ours[n])], ours[n]) for n, v in theirs.items())
+
+
+def test_a_decoder_goes_on_from_a_run(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    first = decoder()
+    run = saved(first, tmp_path / "run")
+    torch.manual_seed(2)
+    fresh, again = decoder(), decoder(pretrained=str(run))
+    assert not torch.equal(next(fresh.parameters()), next(first.parameters()))
+    for name, value in first.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value), name
+    assert again.model.head.weight is again.model.decoder.embeddings.token.weight  # still tied
+    assert again.source == str(run)
+
+
+def test_an_encoder_pretrained_by_hiding_tokens_classifies_and_the_other_way_round(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    masked, plain = encoder(problem="masked_lm"), encoder()
+    torch.manual_seed(2)
+    assert same_encoder(encoder(pretrained=str(saved(masked, tmp_path / "masked"))), masked)
+    back = encoder(problem="masked_lm", pretrained=str(saved(plain, tmp_path / "plain")))
+    assert same_encoder(back, plain)
+    assert torch.equal(back.projection.weight, plain.encoder.embeddings.token.weight)  # tied to what was loaded
+
+
+def test_shorter_texts_need_fewer_positions_and_longer_ones_are_refused(tmp_path: Path) -> None:
+    long = replace(INPUT, max_length=40)
+    first = encoder(long)
+    run = str(saved(first, tmp_path / "run", long))
+    assert same_encoder(encoder(replace(INPUT, max_length=20), pretrained=run), first)
+    with pytest.raises(ClplatformError, match=r"shape \[40, 16\] there and \[60, 16\] here.*stream\.max_length"):
+        encoder(replace(INPUT, max_length=60), pretrained=run)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"size": 32}, r"backbone\.size=32: the backbone of .* has 16; give backbone\.size=16"),
+        ({"n_heads": 4}, r"backbone\.n_heads=4"),
+        ({"norm": "post"}, r"backbone\.norm=post"),
+        ({"positions": "rotary"}, r"backbone\.positions=rotary"),
+        ({"input": replace(INPUT, vocab_size=99)}, r"the run's tokenizer has 40 tokens and the stream's 99"),
+    ],
+)
+def test_another_backbone_is_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    run = saved(encoder(), tmp_path / "run")
+    with pytest.raises(ClplatformError, match=message):
+        encoder(**{"pretrained": str(run), **changes})
+
+
+def test_another_kind_of_model_is_refused(tmp_path: Path) -> None:
+    run = saved(encoder(), tmp_path / "run")
+    with pytest.raises(ClplatformError, match="lacks model"):
+        decoder(pretrained=str(run))
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ClplatformError, match="this is no finished run"):
+        encoder(pretrained=str(tmp_path))
+
+
+def test_a_saved_model_needs_its_run_no_more(tmp_path: Path) -> None:
+    encoder(pretrained=str(tmp_path / "gone"), load_weights=False)
+
+
+def test_the_tokenizer_is_the_runs(tmp_path: Path) -> None:
+    run = saved(encoder(), tmp_path / "run")
+    assert run_model(str(run)) == run / "model" == run_model(str(run / "model"))
+    assert tokenizer_source({"pretrained": str(run)}) == str(run / "model")
+    assert run_model("sentence-transformers/all-MiniLM-L6-v2") is None and run_model(None) is None
