@@ -11,9 +11,6 @@ from torch import nn
 from clplatform.files import read_json
 from clplatform.types import ClplatformError, InputSpec
 
-# Parts that a run for another problem does not have: they begin anew.
-OUTPUT = ("projection.",)
-
 
 def run_model(pretrained: str | None) -> Path | None:
     """The model folder of a run directory (or the folder itself); None: `pretrained` is something else."""
@@ -40,13 +37,16 @@ def require_run(name: str, pretrained: str) -> Path:
     return folder
 
 
-def start_from_run(backbone: Any, pretrained: str, *, name: str, input: InputSpec, **settings: Any) -> None:
+def start_from_run(
+    backbone: Any, pretrained: str, *, name: str, input: InputSpec, core: nn.Module | None = None, **settings: Any
+) -> None:
     """Load a run's backbone into this one.
 
     Where the run's model has learned more positions than are needed here, their first ones are taken; an output layer that
     it does not have (it was pre-trained for another problem) begins anew.
 
     Args:
+        core: the part that every problem has; None: all but `projection`. The rest may begin anew.
         settings: those of this backbone's page that must be the run's: sizes, and what the weights were trained for.
 
     Raises:
@@ -71,13 +71,27 @@ def start_from_run(backbone: Any, pretrained: str, *, name: str, input: InputSpe
         )
     weights = load_file(str(folder / "model.safetensors"))
     load_weights(
-        backbone, {n.removeprefix("backbone."): w for n, w in weights.items() if n.startswith("backbone.")}, pretrained
+        backbone,
+        {n.removeprefix("backbone."): w for n, w in weights.items() if n.startswith("backbone.")},
+        pretrained,
+        core,
     )
 
 
 @torch.no_grad()
-def load_weights(backbone: nn.Module, weights: dict[str, torch.Tensor], source: str) -> None:
+def load_weights(
+    backbone: nn.Module, weights: dict[str, torch.Tensor], source: str, core: nn.Module | None = None
+) -> None:
     """Copy weights by name; tied ones may be there under one of their names only."""
+    prefix = getattr(
+        core, "base_model_prefix", None
+    )  # Hugging Face: a model with an output layer holds the core by this name
+    if prefix is not None:
+        theirs, ours = (
+            any(n.startswith(f"model.{prefix}.") for n in names) for names in (weights, backbone.state_dict())
+        )
+        old, new = (f"model.{prefix}." if inside else "model." for inside in (theirs, ours))
+        weights = {new + n.removeprefix(old) if n.startswith(old) else n: w for n, w in weights.items()}
     own = dict(backbone.named_parameters(remove_duplicate=False)) | dict(backbone.named_buffers())
     done: set[int] = set()
     for name, target in own.items():
@@ -92,8 +106,9 @@ def load_weights(backbone: nn.Module, weights: dict[str, torch.Tensor], source: 
             )
         target.copy_(found[: len(target)] if positions else found)
         done.add(id(target))
-    kept = {n for n, _ in backbone.named_parameters()} | set(backbone.state_dict())
-    lacking = [n for n, t in own.items() if n in kept and id(t) not in done and not n.startswith(OUTPUT)]
+    needed = {id(p) for p in (backbone if core is None else core).parameters()}
+    needed -= {id(p) for n, p in backbone.named_parameters() if n.startswith("projection.") or ".pooler." in n}
+    lacking = [n for n, t in own.items() if id(t) in needed - done]
     if lacking:
         raise ClplatformError(
             f"backbone.pretrained={source}: the run's model lacks {lacking[0]} and {len(lacking) - 1} other parts of this "

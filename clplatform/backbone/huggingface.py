@@ -15,6 +15,7 @@ from torch import Tensor
 from clplatform.backbone.architecture import configure, longest_text, make_model, parts, reason, set_dropout
 from clplatform.backbone.fit import fit_patches, require_modality
 from clplatform.backbone.freeze import Freezable, Policy, freeze_parts
+from clplatform.backbone.from_run import run_model, start_from_run
 from clplatform.backbone.output_layer import logits_of
 from clplatform.backbone.pixels import Pixels
 from clplatform.backbone.pretrained import preprocessor, resolve_pretrained
@@ -30,7 +31,7 @@ class HuggingFaceEncoder(Freezable):
     Args:
         name: for reports.
         config: of a model with random weights: `model_type` and what its configuration class takes.
-        pretrained: folder or hub id; then `config` only overrides.
+        pretrained: folder or hub id, or a run of such a backbone; then `config` only overrides.
         package: see `resolve_pretrained`.
         dropout: sets every dropout probability; None: as configured.
         attention: implementation of attention (`sdpa`, `eager`, …).
@@ -51,14 +52,22 @@ class HuggingFaceEncoder(Freezable):
             self.source = "random"
         else:
             self.source = resolve_pretrained(pretrained, package) if assets is None else pretrained
+        from_run = assets is None and run_model(pretrained) is not None
         self.config = configure(name, config or {}, self.source, reads=self.reads, kind=self.kind, assets=assets)
         if dropout is not None:
             set_dropout(self.config, dropout)
         self.model: Any = make_model(
-            name, self.config, self.source, load=load_weights and self.source != "random", reads=self.reads,
+            name, self.config, self.source, load=load_weights and not from_run and self.source != "random",
+            reads=self.reads,
             attention=attention, pooler=self.needs_pooler, kind=self.kind,
         )  # fmt: skip
         self.feature_size = int(self.config.hidden_size)
+        self.run = pretrained if from_run and load_weights else None  # whose weights are still to be taken
+
+    def go_on(self, name: str, input: InputSpec) -> None:
+        """Take the weights of the run that was given in place of a pretrained model, if one was."""
+        if self.run is not None:
+            start_from_run(self, self.run, name=name, input=input, core=self.model.base_model)
 
     def blocks(self) -> list[Any]:
         """The embeddings, then the encoder's layers."""
@@ -122,6 +131,7 @@ class HuggingFaceImage(HuggingFaceEncoder):
         interpolates = "interpolate_pos_encoding" in inspect.signature(self.model.forward).parameters
         self.options = {"interpolate_pos_encoding": True} if interpolates and size != own else {}
         self._check(name, input.shape[0], resized=size != own)
+        self.go_on(name, input)
         freeze_parts(self, freeze)
 
     def _normalisation(self, input: InputSpec) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -234,6 +244,7 @@ class HuggingFaceText(HuggingFaceEncoder):
             load_weights=load_weights, assets=assets,
         )  # fmt: skip
         self._check(name, input)
+        self.go_on(name, input)
         self.pooling = pooling if problem == "classification" else "none"
         takes = inspect.signature(self.model.base_model.forward).parameters
         self.segments = "token_type_ids" in takes and getattr(self.config, "type_vocab_size", 0) > 1

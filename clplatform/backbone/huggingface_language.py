@@ -17,6 +17,7 @@ from transformers import GenerationConfig
 from clplatform.backbone.architecture import configure, longest_text, make_model, parts, set_dropout
 from clplatform.backbone.fit import require_modality
 from clplatform.backbone.freeze import Freezable, Policy, freeze_parts
+from clplatform.backbone.from_run import run_model, start_from_run
 from clplatform.backbone.output_layer import logits_of
 from clplatform.backbone.pretrained import resolve_pretrained
 from clplatform.types import Batch, ClplatformError, InputSpec
@@ -35,7 +36,7 @@ class HuggingFaceWriter(Freezable):
         input: what a sample looks like, given by the platform: it decides the vocabulary of random weights.
         name: for reports.
         config: of a model with random weights: `model_type` and what its configuration class takes.
-        pretrained: folder or hub id; then `config` only overrides.
+        pretrained: folder or hub id, or a run of such a backbone; then `config` only overrides.
         package: see `resolve_pretrained`.
         dropout: sets every dropout probability; None: as configured.
         attention: implementation of attention (`sdpa`, `eager`, …).
@@ -63,6 +64,7 @@ class HuggingFaceWriter(Freezable):
             self.source = "random"
         else:
             self.source = resolve_pretrained(pretrained, package) if assets is None else pretrained
+        from_run = assets is None and run_model(pretrained) is not None
         self.config: Any = configure(name, config or {}, self.source, reads=self.reads, kind=self.kind, assets=assets)
         if pretrained is None:
             for token in TOKENS:
@@ -71,7 +73,8 @@ class HuggingFaceWriter(Freezable):
         if dropout is not None:
             set_dropout(self.config, dropout)
         self.model: Any = make_model(
-            name, self.config, self.source, load=load_weights and self.source != "random", reads=self.reads,
+            name, self.config, self.source, load=load_weights and not from_run and self.source != "random",
+            reads=self.reads,
             attention=attention, kind=self.kind,
         )  # fmt: skip
         self.feature_size, self.spec = int(self.model.get_output_embeddings().weight.shape[1]), input
@@ -82,6 +85,8 @@ class HuggingFaceWriter(Freezable):
         self.model.generation_config = GenerationConfig(**kept)  # whatever else were in it would be the default
         self.beams, self.length_penalty = beams, length_penalty
         self._check_tokens(name)
+        if from_run and load_weights and pretrained is not None:
+            start_from_run(self, pretrained, name=name, input=input, core=self.model.base_model)
 
     def _check_tokens(self, name: str) -> None:
         spec = self.spec

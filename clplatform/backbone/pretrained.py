@@ -35,6 +35,8 @@ def resolve_pretrained(pretrained: str, package: str | None = None) -> str:
     Raises:
         ClplatformError: it looks like a folder, but is none, or not one of a model.
     """
+    if (run := run_model(pretrained)) is not None:
+        return str(run)
     folder = Path(pretrained).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
@@ -61,8 +63,6 @@ def carries(package: str, pretrained: str) -> bool:
 def tokenizer_source(backbone: dict[str, Any]) -> str | None:
     """Where the tokenizer of a configured text backbone comes from, before it is built; None: it brings none."""
     pretrained = backbone.get("pretrained")
-    if (folder := run_model(pretrained)) is not None:
-        return str(folder)
     return resolve_pretrained(pretrained, backbone.get("package")) if pretrained else None
 
 

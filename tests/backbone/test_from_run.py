@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 from clplatform.backbone.from_run import run_model
+from clplatform.backbone.huggingface import HuggingFaceText
+from clplatform.backbone.huggingface_language import HuggingFaceCausal
 from clplatform.backbone.pretrained import tokenizer_source
 from clplatform.backbone.transformer.language import TransformerDecoder
 from clplatform.backbone.transformer.text import TransformerText
@@ -116,3 +118,49 @@ def test_the_tokenizer_is_the_runs(tmp_path: Path) -> None:
     assert run_model(str(run)) == run / "model" == run_model(str(run / "model"))
     assert tokenizer_source({"pretrained": str(run)}) == str(run / "model")
     assert run_model("sentence-transformers/all-MiniLM-L6-v2") is None and run_model(None) is None
+
+
+# -- Hugging Face's -------------------------------------------------------------------------------------------------------------
+
+BERT = {
+    "model_type": "bert", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16,
+    "max_position_embeddings": 16,
+}  # fmt: skip
+
+
+def bert(problem: str, pretrained: str | None = None, **changes: Any) -> HuggingFaceText:
+    return HuggingFaceText(
+        input=INPUT, name="bert", pretrained=pretrained, package=None, pooling="mean", dropout=0.0, attention="sdpa",
+        freeze="none", config=None if pretrained else BERT, problem=problem, **changes,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("before", ["masked_lm", "classification"])
+@pytest.mark.parametrize("after", ["masked_lm", "classification"])
+def test_a_hugging_face_encoder_goes_on_from_a_run(before: str, after: str, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    first = bert(before)
+    run = saved(first, tmp_path / "run")
+    first.save_assets(run / "model")
+    torch.manual_seed(2)
+    again = bert(after, str(run))
+    theirs = first.model.base_model.state_dict()
+    for name, value in again.model.base_model.state_dict().items():
+        if "pooler" not in name:
+            assert torch.equal(value, theirs[name]), name
+    if before == after == "masked_lm":
+        assert all(torch.equal(v, first.state_dict()[n]) for n, v in again.state_dict().items())
+
+
+def test_a_hugging_face_writer_goes_on_from_a_run(tmp_path: Path) -> None:
+    options: dict[str, Any] = {
+        "input": INPUT, "name": "gpt2", "package": None, "dropout": 0.0, "attention": "sdpa", "freeze": "none", "beams": 1,
+        "length_penalty": 1.0,
+    }  # fmt: skip
+    config = {"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32}
+    torch.manual_seed(1)
+    first = HuggingFaceCausal(config=config, pretrained=None, **options)
+    run = saved(first, tmp_path / "run")
+    first.save_assets(run / "model")
+    again = HuggingFaceCausal(config=None, pretrained=str(run), **options)
+    assert all(torch.equal(v, first.state_dict()[n]) for n, v in again.state_dict().items())
