@@ -132,7 +132,10 @@ def test_in_a_run_an_earlier_task_s_classifier_is_untouched(tmp_path: Path) -> N
 
 
 def test_it_needs_task_ids() -> None:
-    config = {"head": {"_target_": "clplatform.head.multi.MultiHead"}, "backbone": {"name": "mlp"}}
+    config = {
+        "head": {"_target_": "clplatform.head.multi.MultiHead"},
+        "backbone": {"name": "mlp", "_target_": "clplatform.backbone.mlp.MLP"},
+    }
     chain = Chain({"finetuning": Finetuning()})
     with pytest.raises(ClplatformError, match="head=multi needs task ids.*scenario=task_incremental"):
         check_needs(chain, TinyStream().info, config)
