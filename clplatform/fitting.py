@@ -133,7 +133,7 @@ class Fitter:
             callbacks += [EarlyStopping(monitor, patience=self.patience, mode=mode), KeepBest(monitor, mode)]
         spending = Spending(allowance, self.epochs(stage)) if allowance is not None else None
         max_epochs = stage.max_epochs
-        if spending is not None:
+        if allowance is not None and spending is not None:
             callbacks.append(spending)
             nothing = allowance.last <= allowance.first or (resume_from is None and allowance.is_used(learner))
             max_epochs = 0 if nothing else -1

@@ -12,7 +12,7 @@ import torch
 import yaml
 from command import TINY, call, only_run, refused
 from strategies import STRATEGIES, scenario_of
-from world import TinyStream, make_experiment, same, weights
+from world import TinyStream, make_experiment, make_learner, same, weights
 
 from clplatform.budget import Budget, build_budget
 from clplatform.config import identity
@@ -178,6 +178,83 @@ def test_a_killed_run_goes_on_to_the_same_bits(unit: Any, value: float, name: st
     assert again.results.cost["flops"] == whole.results.cost["flops"]
 
 
+def test_what_was_stopped_when_its_budget_was_used_takes_no_step_more(tmp_path: Path) -> None:
+    """A checkpoint is due at the very step that is the last: a run that goes on must not begin with another."""
+    options: Any = {"fitter": {"budget": Budget("steps", 11), "checkpoint_every": 11}, "stream": TinyStream(2)}
+    killed = make_experiment(tmp_path, STRATEGIES["finetuning"](), **options)
+
+    def kill() -> None:
+        if len(killed.results.matrix) == 1:
+            raise Killed
+
+    evaluate = killed._evaluate
+    killed._evaluate = lambda: kill() or evaluate()  # type: ignore[method-assign,func-returns-value]
+    with pytest.raises(Killed):
+        killed.run()
+    again = make_experiment(tmp_path, STRATEGIES["finetuning"](), **options)
+    assert again.run(resume=True).budget["used"] == [11, 11]
+    assert again.learner.steps == 22
+
+
+def test_a_crash_between_results_and_checkpoint_counts_no_experience_twice(tmp_path: Path) -> None:
+    options: Any = {"fitter": {"budget": Budget("samples", 50)}}
+    killed = make_experiment(tmp_path, STRATEGIES["replay"](), **options)
+    save = killed._save
+
+    def crash(name: str, index: int, stage: int) -> None:
+        if index == 2:
+            raise Killed
+        save(name, index, stage)
+
+    killed._save = crash  # type: ignore[method-assign]
+    with pytest.raises(Killed):
+        killed.run()
+    assert len(Results.load(tmp_path).budget["used"]) == 2
+    again = make_experiment(tmp_path, STRATEGIES["replay"](), **options)
+    again.results = Results.load(tmp_path)
+    assert len(again.run(resume=True).budget["used"]) == 3
+
+
+def test_seconds_before_a_stop_count(tmp_path: Path) -> None:
+    options: Any = {"fitter": {"budget": Budget("seconds", 0.4), "checkpoint_every": 5}, "stream": TinyStream(1)}
+    killed = make_experiment(tmp_path, STRATEGIES["finetuning"](), **options)
+
+    def kill(trainer: Any, learner: Any, batch_idx: int) -> None:
+        if learner.seconds > 0.3:
+            raise Killed
+
+    killed.fitter.after_batch = kill
+    with pytest.raises(Killed):
+        killed.run()
+    again, seen = make_experiment(tmp_path, STRATEGIES["finetuning"](), **options), []
+    again.fitter.after_batch = lambda trainer, learner, batch_idx: seen.append(learner.seconds)
+    again.run(resume=True)
+    assert seen[0] > 0.2
+
+
+def test_operations_before_the_training_of_an_experience_count(tmp_path: Path) -> None:
+    class Looks(Stages):
+        def before_experience(self, learner: Any, experience: Any) -> None:
+            learner.features(experience.train)
+
+    steps = {}
+    for strategy in (Stages(2), Looks(2)):
+        run(tmp_path / type(strategy).__name__, {"s": strategy}, Budget("flops", 64 * FLOPS), stream=TinyStream(1))
+        steps[type(strategy)] = len(strategy.seen[0])
+    assert steps[Stages] == 8
+    assert 0 < steps[Looks] < 8
+
+
+def test_asking_for_operations_changes_nothing() -> None:
+    stream = TinyStream(1)
+    learner = make_learner(stream, STRATEGIES["finetuning"]())
+    learner.build(stream[0].info)
+    learner(stream[0].train.fetch(torch.arange(5)))
+    asked = [learner.flops.now(learner.backbone) for _ in range(3)]
+    assert set(asked) == {5 * FLOPS}
+    assert learner.flops.flush(learner.backbone) == 5 * FLOPS
+
+
 # -- settings ----------------------------------------------------------------------------------------------------------
 
 
@@ -228,3 +305,16 @@ def test_trials_have_the_budget_too_and_references_have_none(capsys: pytest.Capt
     assert yaml.safe_load((trial / "config.yaml").read_text())["budget"]["steps"] == 3
     assert references
     assert all(json.loads(path.read_text())["budget"] == {} for path in references)
+
+
+def test_runs_on_other_budgets_are_not_averaged(capsys: pytest.CaptureFixture[str]) -> None:
+    done = call(capsys, "-m", *TINY, "strategy=finetuning,replay", "budget.steps=null,3,5")
+    assert done.code == 0, done.err
+    text = Path("multirun/default/comparison.md").read_text()
+    titles = [line for line in text.splitlines() if line.startswith("## split_digits")]
+    assert [t.rpartition("mlp")[2] for t in titles] == [
+        "", ", 3 optimizer steps for each experience", ", 5 optimizer steps for each experience",
+    ]  # fmt: skip
+    assert text.count("Equal budget: ") == 2
+    assert "| replay | 5 optimizer steps |" in text
+    assert "trainer.max_epochs" not in text

@@ -18,7 +18,7 @@ import yaml
 from command import TINY, call, refused
 from filelock import FileLock
 
-from clplatform.files import read_json
+from clplatform.files import read_json, write_json
 from clplatform.sweep import ended
 from clplatform.threads import available
 
@@ -144,6 +144,22 @@ def test_a_preset_is_not_part_of_what_a_job_is(capsys: Capture) -> None:
     again = call(capsys, "-m", *TINY, "seed=0")
     assert again.code == 0
     assert "complete already" in again.out
+
+
+def test_a_run_that_was_killed_before_its_report_gets_it(capsys: Capture) -> None:
+    command = ["-m", *TINY, "seed=0", "references=true", "hydra.sweep.dir=out"]
+    assert call(capsys, *command).code == 0
+    (run,) = [path.parent for path in Path("out").glob("*/results.json")]
+    before = read_json(run / "results.json")
+    (run / "report.html").unlink()
+    assert "complete already" in call(capsys, *command).out
+    assert (run / "report.html").exists()
+    write_json(run / "results.json", {**before, "references": {}})  # killed before its reference runs
+    done = call(capsys, *command)
+    assert done.code == 0, done.err
+    assert "complete already" not in done.out
+    assert read_json(run / "results.json")["references"] == before["references"]
+    assert read_json(run / "results.json")["matrix"] == before["matrix"]
 
 
 def test_an_engine_that_is_not_installed(capsys: Capture) -> None:
@@ -318,7 +334,7 @@ def test_a_sweep_that_is_killed_does_what_is_missing_and_compares_the_same() -> 
     process.communicate(timeout=60)  # until its workers, who have its output, have ended too
     wait_until_stopped("killed")
     done = {path: path.stat().st_mtime_ns for path, state in found().items() if state == "completed"}
-    begun = [state for state in found().values()].count("running")
+    begun = [*found().values()].count("running")
     assert done
     assert len(done) < 4  # it was in the middle
     first = Path("nothing.log").read_text().split()

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -159,8 +159,8 @@ class MemoryLimit:
             raise too_much(held, self.most, f" after experience {info.index + 1}")
 
 
-def too_much(held: dict[str, int], most: int, when: str) -> ClplatformError:
-    names = " and ".join(f"strategy={name} keeps {n} bytes" for name, n in held.items() if n)
+def too_much(held: Mapping[str, float], most: int, when: str) -> ClplatformError:
+    names = " and ".join(f"strategy={name} keeps {n:.0f} bytes" for name, n in held.items() if n)
     return ClplatformError(
         f"{names} beside the model{when}, more than budget.bytes={most}; give it a larger budget, or leave it out of a "
         "comparison at equal memory"
