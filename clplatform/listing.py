@@ -30,7 +30,7 @@ def show(kinds: Sequence[str], config_dir: Path | None = None) -> None:
 
     console = Console()
     if not console.is_terminal:  # a file or a pipe has no width to keep to
-        console.width = 200
+        console.width = 400
     for kind in kinds:
         header, rows = (
             strategies(config_dir)
