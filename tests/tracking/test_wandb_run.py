@@ -91,6 +91,7 @@ def test_what_is_read_back_is_what_the_results_say() -> None:
     assert "<html" in Path("out/wandb/report/report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_under_its_id_and_loses_nothing() -> None:
     whole = start(*SETTINGS[:-1], "hydra.run.dir=whole", "budget.steps=400")
     whole.communicate(timeout=300)
