@@ -53,8 +53,8 @@ class Wandb:
         name: str | None,
         init_timeout: Annotated[float, Gt(0)],
         finish_timeout: Annotated[float, Gt(0)],
-        report: bool = True,  # with defaults: the pages of earlier runs do not have them
-        model: bool = False,
+        report: bool,
+        model: bool,
     ) -> None:
         self.every_n_steps, self.mode = every_n_steps, mode or "off"
         self.project, self.entity, self.group, self.tags, self.name = project, entity, group, tags, name
