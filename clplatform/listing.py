@@ -110,14 +110,20 @@ def source_of(node: dict[str, Any]) -> tuple[ast.Module, dict[str, ast.expr]] | 
     }
 
 
+def named(node: ast.expr) -> set[str]:
+    """The problems that an expression in a source names: a set of ours, one written out, or one without another."""
+    if isinstance(node, ast.Name):
+        return set({"PROBLEMS": PROBLEMS, "LANGUAGE": LANGUAGE, "CLASSES": CLASSES}[node.id])
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Sub):
+        return named(node.left) - named(node.right)
+    return set(ast.literal_eval(node.args[0] if isinstance(node, ast.Call) else node))  # frozenset({…}) or {…}
+
+
 def learns(values: dict[str, ast.expr] | None) -> str:
     """The problems of a class, in words; None: it is not known."""
     if values is None:
         return "?"
-    given = {"frozenset": frozenset, "PROBLEMS": PROBLEMS, "LANGUAGE": LANGUAGE, "CLASSES": CLASSES, "__builtins__": {}}
-    problems = {"classification"}
-    if "problems" in values:  # an expression of our own source, over these names
-        problems = set(eval(compile(ast.Expression(values["problems"]), "problems", "eval"), given))
+    problems = named(values["problems"]) if "problems" in values else {"classification"}
     absent = PROBLEMS - problems
     if len(absent) < 2:
         return " but ".join(["all", *([", ".join(sorted(absent))] if absent else [])])

@@ -10,14 +10,10 @@ from clplatform.types import ExperienceInfo
 
 
 class VocabularyHead(nn.Module):
-    """Stands where other models have a head; it has no parameters and never grows."""
+    """Stands where other models have a head; it has no parameters, never grows, and is never called: see `answer`."""
 
     def grow(self, info: ExperienceInfo) -> None:
         """The vocabulary is there from the beginning."""
-
-    def forward(self, features: Tensor, task_labels: Tensor) -> Tensor:
-        """Not used: see `answer`."""
-        raise NotImplementedError("a language model's logits come from its backbone's output layer")
 
 
 def answer(backbone: Any, head: Any, features: Tensor, task_labels: Tensor) -> Tensor:
