@@ -8,12 +8,9 @@ clipping, devices), and gradients are edited after unscaling and before clipping
 from __future__ import annotations
 
 import contextlib
-import copy
-import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
@@ -23,9 +20,12 @@ from clplatform.budget import Allowance
 from clplatform.data import Loader, by_length
 from clplatform.head.span import close_places
 from clplatform.head.vocabulary import answer
+from clplatform.loss import cross_entropy
 from clplatform.metric.flops import FlopMeter
 from clplatform.module.mode import eval_mode
+from clplatform.random_state import random_state, set_random_state
 from clplatform.strategy.base import Chain, Strategy
+from clplatform.teacher import Teacher
 from clplatform.types import IGNORED, MASKED, Batch, Data, Experience, ExperienceInfo, Output, Stage, StreamInfo
 
 # Steps of a schedule in a stage whose number of steps is not known: it goes through them by what is used.
@@ -176,18 +176,8 @@ class Learner(pl.LightningModule):
         Where every token is predicted, the mean is over all tokens of the batch, and a sample's own loss is the sum over
         its tokens: −log p of all that it should say.
         """
-        logits, labels, smoothing = output.logits, batch["labels"], self.label_smoothing
-        if smoothing and not self.info.predicts_text and (self.info.task_ids or not self.info.has_classes):
-            return smoothed_loss(logits, labels, smoothing, reduction)
-        if labels.ndim == 2:
-            if reduction == "mean":
-                labels, logits = labels.flatten(), logits.flatten(0, 1)
-                return F.cross_entropy(logits, labels, ignore_index=IGNORED, label_smoothing=smoothing)
-            each = F.cross_entropy(
-                logits.transpose(1, 2), labels, ignore_index=IGNORED, label_smoothing=smoothing, reduction="none"
-            ).sum(1)
-            return each if reduction == "none" else each.sum()
-        return F.cross_entropy(logits, labels, reduction=reduction, label_smoothing=smoothing)
+        over_allowed = not self.info.predicts_text and (self.info.task_ids or not self.info.has_classes)
+        return cross_entropy(output.logits, batch["labels"], self.label_smoothing, reduction, over_allowed=over_allowed)
 
     # -- data --------------------------------------------------------------------------------------------------
     def batches(self, data: Data, *, augment: bool = False, batch_size: int | None = None) -> Iterator[Batch]:
@@ -320,7 +310,7 @@ class Learner(pl.LightningModule):
             "counts": self.counts(),
             "seconds": self.seconds,
             "position": list(self.position),
-            "rng": rng_state(self.generator),
+            "rng": random_state(self.generator),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -332,79 +322,5 @@ class Learner(pl.LightningModule):
 
     def on_train_start(self) -> None:
         if self._pending_rng is not None:
-            set_rng_state(self._pending_rng, self.generator)
+            set_random_state(self._pending_rng, self.generator)
             self._pending_rng = None
-
-
-def smoothed_loss(logits: Tensor, labels: Tensor, smoothing: float, reduction: str) -> Tensor:
-    """Cross-entropy, smoothed over the classes that a sample may have: those that are masked would be nearly all of the
-    loss. Logits [B, K] or [B, T, K], labels [B] or [B, T]."""
-    absent = logits < MASKED / 2
-    even = -logits.log_softmax(-1).masked_fill(absent, 0).sum(-1) / (~absent).sum(-1)
-    exact = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORED, reduction="none")
-    loss = ((1 - smoothing) * exact.view_as(labels) + smoothing * even).masked_fill(labels == IGNORED, 0)
-    if reduction == "mean":
-        return loss.sum() / (labels != IGNORED).sum()
-    each = loss if labels.ndim == 1 else loss.sum(1)
-    return each if reduction == "none" else each.sum()
-
-
-class Teacher:
-    """A frozen copy of a learner's backbone and head, in eval mode. It is no module, so that neither the
-    optimizer nor `train()` reaches it."""
-
-    def __init__(self, learner: Learner) -> None:
-        modules = learner.backbone, learner.head
-        self.backbone, self.head = (copy.deepcopy(m).eval().requires_grad_(False) for m in modules)
-        self.learner = learner
-
-    @torch.no_grad()
-    def __call__(self, batch: Batch) -> Output:
-        """The model of then, wrapped by the same strategies. Logits [B, K of then], features [B, D]."""
-        return self.learner.chain.forward(self.learner, batch, self._run)
-
-    def _run(self, batch: Batch) -> Output:
-        features = batch["features"] if "features" in batch else self.backbone(batch)
-        return Output(close_places(batch, self.classify(features, batch["task_labels"])), features)
-
-    @torch.no_grad()
-    def classify(self, features: Tensor, task_labels: Tensor) -> Tensor:
-        """Features [B, D], task_labels [B] → logits [B, K of then]."""
-        return self.learner.mask_tasks(answer(self.backbone, self.head, features, task_labels), task_labels)
-
-    def n_parameters(self) -> int:
-        return sum(p.numel() for module in (self.backbone, self.head) for p in module.parameters())
-
-
-def rng_state(generator: torch.Generator) -> dict[str, Any]:
-    """Every random generator's state as tensors and plain values (loaded without unpickling)."""
-    name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "numpy": [
-            str(name),
-            torch.from_numpy(np.asarray(keys).astype(np.int64)),
-            int(position),
-            int(has_gauss),
-            float(gauss),
-        ],
-        "python": list(map(_plain, random.getstate())),
-        "ours": generator.get_state(),
-    }
-
-
-def set_rng_state(state: dict[str, Any], generator: torch.Generator) -> None:
-    """Inverse of `rng_state`."""
-    torch.set_rng_state(state["torch"].cpu())
-    if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
-    name, keys, position, has_gauss, gauss = state["numpy"]
-    np.random.set_state((name, keys.cpu().numpy().astype(np.uint32), position, has_gauss, gauss))
-    version, numbers, gauss_next = state["python"]
-    random.setstate((version, tuple(numbers), gauss_next))
-    generator.set_state(state["ours"].cpu())
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value

@@ -96,7 +96,7 @@ def run_apart(config: dict[str, Any], run_dir: Path, *, notices: list[str], reco
     outcome, log = record.with_suffix(".outcome"), record.with_suffix(".log")
     outcome.unlink(missing_ok=True)
     log.parent.mkdir(parents=True, exist_ok=True)
-    work = {"config": yaml.safe_dump(config), "run_dir": str(run_dir), "notices": notices, "outcome": str(outcome)}
+    work = {"config": packed(config), "run_dir": str(run_dir), "notices": notices, "outcome": str(outcome)}
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     with (
         log.open("wb") as output,
@@ -119,6 +119,11 @@ def run_apart(config: dict[str, Any], run_dir: Path, *, notices: list[str], reco
     if found["problem"] is not None:
         raise ClplatformError(found["problem"])
     return found["value"]
+
+
+def packed(config: dict[str, Any]) -> str:
+    """A configuration for another process; strategies stay in their order, which is part of what they are."""
+    return yaml.safe_dump(config, sort_keys=False)
 
 
 def wait(process: subprocess.Popen[bytes]) -> int:

@@ -18,8 +18,9 @@ import yaml
 from command import TINY, call, refused
 from filelock import FileLock
 
+from clplatform.config import identity
 from clplatform.files import read_json, write_json
-from clplatform.sweep import ended
+from clplatform.sweep import ended, packed
 from clplatform.threads import available
 
 Capture = pytest.CaptureFixture[str]
@@ -160,6 +161,13 @@ def test_a_run_that_was_killed_before_its_report_gets_it(capsys: Capture) -> Non
     assert "complete already" not in done.out
     assert read_json(run / "results.json")["references"] == before["references"]
     assert read_json(run / "results.json")["matrix"] == before["matrix"]
+
+
+def test_a_process_of_its_own_is_given_the_same_job(capsys: Capture) -> None:
+    """The order of strategies is part of a job: `[replay,lwf]` and `[lwf,replay]` are two."""
+    config = yaml.safe_load(call(capsys, *TINY, "strategy=[replay,lwf]", "--cfg", "job", "--resolve").out)
+    assert list(config["strategy"]) == ["replay", "lwf"]
+    assert identity(yaml.safe_load(packed(config))) == identity(config)
 
 
 def test_an_engine_that_is_not_installed(capsys: Capture) -> None:

@@ -38,8 +38,9 @@ def require_run(name: str, pretrained: str) -> Path:
 
 
 def start_from_run(
-    backbone: Any, pretrained: str, *, name: str, input: InputSpec, core: nn.Module | None = None, **settings: Any
-) -> None:
+    backbone: Any, pretrained: str, *, name: str, input: InputSpec, core: nn.Module | None = None, n_added: int = 0,
+    **settings: Any,
+) -> None:  # fmt: skip
     """Load a run's backbone into this one.
 
     Where the run's model has learned more positions than are needed here, their first ones are taken; an output layer that
@@ -47,6 +48,7 @@ def start_from_run(
 
     Args:
         core: the part that every problem has; None: all but `projection`. The rest may begin anew.
+        n_added: tokens that the stream may have added to the run's.
         settings: those of this backbone's page that must be the run's: sizes, and what the weights were trained for.
 
     Raises:
@@ -64,7 +66,7 @@ def start_from_run(
                 f"backbone.{key}={theirs[key]}"
             )
     vocabulary = description["stream"]["input"]["vocab_size"]
-    if vocabulary != input.vocab_size:
+    if input.vocab_size not in (vocabulary, vocabulary + n_added):
         raise ClplatformError(
             f"backbone.pretrained={pretrained}: the run's tokenizer has {vocabulary} tokens and the stream's "
             f"{input.vocab_size}; a stream that takes the backbone's tokenizer has the same"

@@ -15,10 +15,10 @@ from torch import Tensor
 from clplatform.backbone.architecture import configure, longest_text, make_model, parts, reason, set_dropout
 from clplatform.backbone.fit import fit_patches, require_modality
 from clplatform.backbone.freeze import Freezable, Policy, freeze_parts
-from clplatform.backbone.from_run import run_model, start_from_run
+from clplatform.backbone.from_run import start_from_run
 from clplatform.backbone.output_layer import logits_of
 from clplatform.backbone.pixels import Pixels
-from clplatform.backbone.pretrained import preprocessor, resolve_pretrained
+from clplatform.backbone.pretrained import Origin, preprocessor
 from clplatform.types import Batch, ClplatformError, InputSpec
 
 # Names of the parameter that becomes the class token.
@@ -48,21 +48,16 @@ class HuggingFaceEncoder(Freezable):
         dropout: float | None, attention: str, load_weights: bool, assets: Path | None,
     ) -> None:  # fmt: skip
         super().__init__()
-        if pretrained is None:
-            self.source = "random"
-        else:
-            self.source = resolve_pretrained(pretrained, package) if assets is None else pretrained
-        from_run = assets is None and run_model(pretrained) is not None
+        origin = Origin.of(pretrained, package, load_weights=load_weights, assets=assets)
+        self.source, self.run = origin.source, origin.run
         self.config = configure(name, config or {}, self.source, reads=self.reads, kind=self.kind, assets=assets)
         if dropout is not None:
             set_dropout(self.config, dropout)
         self.model: Any = make_model(
-            name, self.config, self.source, load=load_weights and not from_run and self.source != "random",
-            reads=self.reads,
-            attention=attention, pooler=self.needs_pooler, kind=self.kind,
+            name, self.config, self.source, load=origin.load, reads=self.reads, attention=attention,
+            pooler=self.needs_pooler, kind=self.kind,
         )  # fmt: skip
         self.feature_size = int(self.config.hidden_size)
-        self.run = pretrained if from_run and load_weights else None  # whose weights are still to be taken
 
     def go_on(self, name: str, input: InputSpec) -> None:
         """Take the weights of the run that was given in place of a pretrained model, if one was."""

@@ -14,12 +14,14 @@ from annotated_types import Ge, Lt
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
-from clplatform.backbone.architecture import configure, longest_text, make_model, parts, set_dropout
+from clplatform.backbone import prefix_lm
+from clplatform.backbone.architecture import configure, longest_text, make_model, parts, quiet, set_dropout
 from clplatform.backbone.fit import require_modality
 from clplatform.backbone.freeze import Freezable, Policy, freeze_parts
-from clplatform.backbone.from_run import run_model, start_from_run
+from clplatform.backbone.from_run import start_from_run
 from clplatform.backbone.output_layer import logits_of
-from clplatform.backbone.pretrained import resolve_pretrained
+from clplatform.backbone.pretrained import Origin
+from clplatform.metric.flops import LENGTHS
 from clplatform.types import Batch, ClplatformError, InputSpec
 
 Count = Annotated[int, Ge(1)]
@@ -42,6 +44,8 @@ class HuggingFaceWriter(Freezable):
         attention: implementation of attention (`sdpa`, `eager`, …).
         beams: of the search when it writes; 1: the most likely token, again and again.
         length_penalty: of the beam search: a text's log probability is divided by its length to this power.
+        freeze: see `clplatform.backbone.freeze`.
+        problem: given by the platform.
         load_weights: False builds the architecture only.
         assets: folder with the `config.json` of a saved model; then nothing else is looked for.
 
@@ -53,19 +57,33 @@ class HuggingFaceWriter(Freezable):
     kind: ClassVar[str]
 
     def __init__(
-        self, *, input: InputSpec, name: str, config: dict[str, Any] | None, pretrained: str | None, package: str | None,
-        dropout: float | None, attention: str, beams: int, length_penalty: float, load_weights: bool,
-        assets: Path | None,
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        input: InputSpec,
+        name: str,
+        config: dict[str, Any] | None,
+        pretrained: str | None,
+        package: str | None,
+        dropout: Annotated[float, Ge(0), Lt(1)] | None,
+        attention: str,
+        beams: Count,
+        length_penalty: float,
+        freeze: Policy,
+        problem: str | None = None,
+        load_weights: bool = True,
+        assets: Path | None = None,
+    ) -> None:
         super().__init__()
         require_modality(name, input, "text")
+        self.pairs = self.kind == "causal_lm" and problem == "seq2seq"  # the target goes on with the source
         if pretrained is None:
             config = {**(config or {}), "vocab_size": input.vocab_size}
-            self.source = "random"
-        else:
-            self.source = resolve_pretrained(pretrained, package) if assets is None else pretrained
-        from_run = assets is None and run_model(pretrained) is not None
-        self.config: Any = configure(name, config or {}, self.source, reads=self.reads, kind=self.kind, assets=assets)
+        origin = Origin.of(pretrained, package, load_weights=load_weights, assets=assets)
+        self.source = origin.source
+        with quiet():  # its own special tokens may be outside a smaller vocabulary; they are replaced
+            self.config: Any = configure(
+                name, config or {}, self.source, reads=self.reads, kind=self.kind, assets=assets
+            )
         if pretrained is None:
             for token in TOKENS:
                 setattr(self.config, token, getattr(input, token))
@@ -73,9 +91,7 @@ class HuggingFaceWriter(Freezable):
         if dropout is not None:
             set_dropout(self.config, dropout)
         self.model: Any = make_model(
-            name, self.config, self.source, load=load_weights and not from_run and self.source != "random",
-            reads=self.reads,
-            attention=attention, kind=self.kind,
+            name, self.config, self.source, load=origin.load, reads=self.reads, attention=attention, kind=self.kind,
         )  # fmt: skip
         self.feature_size, self.spec = int(self.model.get_output_embeddings().weight.shape[1]), input
         own = self.model.generation_config
@@ -85,22 +101,50 @@ class HuggingFaceWriter(Freezable):
         self.model.generation_config = GenerationConfig(**kept)  # whatever else were in it would be the default
         self.beams, self.length_penalty = beams, length_penalty
         self._check_tokens(name)
-        if from_run and load_weights and pretrained is not None:
-            start_from_run(self, pretrained, name=name, input=input, core=self.model.base_model)
+        if origin.run is not None:
+            start_from_run(
+                self, origin.run, name=name, input=input, core=self.model.base_model, n_added=int(self.pairs)
+            )
+        self._make_room()
+        self._check(name)
+        freeze_parts(self, freeze)
+
+    def _check(self, name: str) -> None:
+        """Is it what a model of its kind must be?"""
+        raise NotImplementedError
 
     def _check_tokens(self, name: str) -> None:
-        spec = self.spec
+        spec, longest = self.spec, longest_text(self.model)
         assert spec.vocab_size is not None and spec.max_length is not None
-        if spec.vocab_size > self.config.vocab_size:
+        # A stream of pairs may have added the token from which a target starts.
+        if spec.vocab_size > self.config.vocab_size + (self.pairs and self.source != "random"):
             raise ClplatformError(
                 f"backbone={name} knows {self.config.vocab_size} tokens, the stream's tokenizer has {spec.vocab_size}: "
                 "use the tokenizer that belongs to the backbone"
             )
-        longest = longest_text(self.model)
+        if longest is None:
+            return
         for setting in ("max_length", "max_target_length"):
             wanted = getattr(spec, setting)
-            if longest is not None and wanted is not None and wanted > longest:
+            if wanted is not None and wanted > longest:
                 raise ClplatformError(f"stream.{setting}={wanted}: backbone={name} takes at most {longest} tokens")
+        if self.pairs:
+            assert spec.max_target_length is not None
+            both = max(
+                spec.max_length + spec.max_target_length + 1, 2 * max(LENGTHS)
+            )  # operations are counted at these
+            if both > longest:
+                raise ClplatformError(
+                    f"stream.max_length={spec.max_length} and stream.max_target_length={spec.max_target_length}: "
+                    f"backbone={name} takes at most {longest} tokens, and reads source and target as one text of up to {both}; "
+                    "give shorter ones, or another backbone"
+                )
+
+    def _make_room(self) -> None:
+        """A vector for the token that the stream has added to a pretrained vocabulary: near the mean of all others."""
+        if self.spec.vocab_size is not None and self.spec.vocab_size > self.config.vocab_size:
+            with quiet():
+                self.model.resize_token_embeddings(self.spec.vocab_size)
 
     @torch.no_grad()
     def _check_output(self, name: str, batch: Batch, logits: Tensor) -> None:
@@ -139,38 +183,12 @@ class HuggingFaceWriter(Freezable):
 
 
 class HuggingFaceCausal(HuggingFaceWriter):
-    """A model that goes on with a text: P(token t | tokens before it). GPT-2, Llama, OPT, …
+    """A model that goes on with a text: P(token t | tokens before it). GPT-2, Llama, OPT, … Of pairs of texts, P(target |
+    source): the target goes on with it. Arguments: see `HuggingFaceWriter`."""
 
-    Args:
-        freeze: see `clplatform.backbone.freeze`. All others: see `HuggingFaceWriter`.
-    """
-
-    problems = frozenset({"causal_lm"})
+    problems = frozenset({"causal_lm", "seq2seq"})
     kind = "causal_lm"
     n_tokens = 64  # a guess
-
-    def __init__(
-        self,
-        *,
-        input: InputSpec,
-        name: str,
-        config: dict[str, Any] | None,
-        pretrained: str | None,
-        package: str | None,
-        dropout: Annotated[float, Ge(0), Lt(1)] | None,
-        attention: str,
-        beams: Count,
-        length_penalty: float,
-        freeze: Policy,
-        load_weights: bool = True,
-        assets: Path | None = None,
-    ) -> None:
-        super().__init__(
-            input=input, name=name, config=config, pretrained=pretrained, package=package, dropout=dropout,
-            attention=attention, beams=beams, length_penalty=length_penalty, load_weights=load_weights, assets=assets,
-        )  # fmt: skip
-        self._check(name)
-        freeze_parts(self, freeze)
 
     @torch.no_grad()
     def _check(self, name: str) -> None:
@@ -189,56 +207,72 @@ class HuggingFaceCausal(HuggingFaceWriter):
         self.train()
 
     def forward(self, batch: Batch) -> Tensor:
-        """`input_ids` and `attention_mask` [B, T] → features [B, T, D]."""
-        return self.model.base_model(
-            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
-        ).last_hidden_state
+        """`input_ids` and `attention_mask` [B, T] → features [B, T, D]. Padding is on the right.
+
+        Of pairs of texts, `input_ids` and `attention_mask` [B, S] and `decoder_input_ids` [B, T] → the target's features
+        [B, T, D], which has its source before it.
+        """
+        if not self.pairs or "decoder_input_ids" not in batch:
+            return self._read(batch["input_ids"], batch["attention_mask"])
+        ids_BL, mask_BL, places_BT = prefix_lm.joined(batch)
+        return prefix_lm.of_targets(self._read(ids_BL, mask_BL), places_BT)
+
+    def _read(self, ids: Tensor, mask: Tensor) -> Tensor:
+        return self.model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
 
     def generate(self, batch: Batch) -> Tensor:
-        """How the model goes on with prompts that are padded on the left, int64 [B, T], without the prompts; filled up with
-        the padding token. It writes at most half as many tokens as a text of the stream has."""
-        assert self.spec.max_length is not None
-        n = batch["input_ids"].shape[1]
-        return self._write(batch, max_new_tokens=max(1, self.spec.max_length // 2))[:, n:]
+        """What is written, int64 [B, T], filled up with the padding token.
+
+        Of pairs of texts: for each source, from the first token on. Otherwise how it goes on with prompts that are padded
+        on the left, without the prompts, with at most half as many tokens as a text of the stream has.
+        """
+        spec = self.spec
+        assert spec.max_length is not None
+        prompt, n = {name: batch[name] for name in ("input_ids", "attention_mask")}, max(1, spec.max_length // 2)
+        if self.pairs:
+            assert spec.bos_token_id is not None and spec.max_target_length is not None
+            prompt["input_ids"], prompt["attention_mask"] = prefix_lm.prompts(batch, spec.bos_token_id)
+            n = spec.max_target_length
+        return self._write(prompt, max_new_tokens=n)[:, prompt["input_ids"].shape[1] :]
+
+    def decoding(self, prompt_BT: Tensor) -> Cached:
+        """Begin to go on with prompts of one length."""
+        return Cached(self.model, prompt_BT)
 
     def blocks(self) -> list[Any]:
         """The embeddings, then the decoder's layers."""
         return parts(self.model.get_decoder())
 
 
-class HuggingFaceSeq2Seq(HuggingFaceWriter):
-    """A model that reads a text and writes another: P(target | source), token by token. BART, T5, Marian, …
+class Cached:
+    """Texts so far, with what a model has computed for them (keys and values), so that a new token costs one token's work."""
 
-    Args:
-        freeze: see `clplatform.backbone.freeze`. All others: see `HuggingFaceWriter`.
-    """
+    def __init__(self, model: Any, ids_BT: Tensor) -> None:
+        self.model, self.ids_BT = model, ids_BT
+        self.kept: Any = None
+
+    @torch.no_grad()
+    def logits(self) -> Tensor:
+        """Of the next token, float32 [B, V]."""
+        new_BT = self.ids_BT if self.kept is None else self.ids_BT[:, -1:]
+        output = self.model(
+            input_ids=new_BT, attention_mask=torch.ones_like(self.ids_BT), past_key_values=self.kept, use_cache=True
+        )
+        self.kept = output.get("past_key_values")  # None: a model that keeps none; it reads all again
+        return output.logits[:, -1].float()
+
+    def append(self, tokens_B: Tensor) -> None:
+        """Add a token to every text."""
+        self.ids_BT = torch.cat([self.ids_BT, tokens_B[:, None]], 1)
+
+
+class HuggingFaceSeq2Seq(HuggingFaceWriter):
+    """A model that reads a text and writes another: P(target | source), token by token. BART, T5, Marian, … Arguments: see
+    `HuggingFaceWriter`."""
 
     problems = frozenset({"seq2seq"})
     kind = "seq2seq"
     n_tokens = 32  # a guess
-
-    def __init__(
-        self,
-        *,
-        input: InputSpec,
-        name: str,
-        config: dict[str, Any] | None,
-        pretrained: str | None,
-        package: str | None,
-        dropout: Annotated[float, Ge(0), Lt(1)] | None,
-        attention: str,
-        beams: Count,
-        length_penalty: float,
-        freeze: Policy,
-        load_weights: bool = True,
-        assets: Path | None = None,
-    ) -> None:
-        super().__init__(
-            input=input, name=name, config=config, pretrained=pretrained, package=package, dropout=dropout,
-            attention=attention, beams=beams, length_penalty=length_penalty, load_weights=load_weights, assets=assets,
-        )  # fmt: skip
-        self._check(name)
-        freeze_parts(self, freeze)
 
     @torch.no_grad()
     def _check(self, name: str) -> None:

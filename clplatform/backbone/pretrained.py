@@ -10,6 +10,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -52,6 +53,30 @@ def resolve_pretrained(pretrained: str, package: str | None = None) -> str:
     if package and carries(package, pretrained) and importlib.util.find_spec(package):
         return str(importlib.import_module(package).get_model_path())
     return pretrained
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the weights of a backbone of Hugging Face come from.
+
+    Args:
+        source: `random`, a folder or an id of the hub.
+        load: are they read by Hugging Face when the model is made?
+        run: run whose weights are to be taken when it has been made; None: they are no run's.
+    """
+
+    source: str
+    load: bool
+    run: str | None
+
+    @classmethod
+    def of(cls, pretrained: str | None, package: str | None, *, load_weights: bool, assets: Path | None) -> Origin:
+        """See `HuggingFaceEncoder` for the arguments."""
+        if pretrained is None:
+            return cls("random", load=False, run=None)
+        from_run = assets is None and run_model(pretrained) is not None
+        source = resolve_pretrained(pretrained, package) if assets is None else pretrained
+        return cls(source, load=load_weights and not from_run, run=pretrained if from_run and load_weights else None)
 
 
 def carries(package: str, pretrained: str) -> bool:

@@ -19,8 +19,9 @@ import pytorch_lightning as pl
 
 from clplatform.diagnosis.layers import some
 from clplatform.evaluate import MEASURES, has_meaning
-from clplatform.learner import Learner, rng_state, set_rng_state
+from clplatform.learner import Learner
 from clplatform.metric.continual import Row, in_order, measures
+from clplatform.random_state import random_state, set_random_state
 from clplatform.results import Results
 from clplatform.tracking.observe import accumulating
 from clplatform.types import Experience, ExperienceInfo, Stream
@@ -85,11 +86,11 @@ class ContinualEvaluation:
         }
 
     def _write(self, learner: Learner, index: int, *, end: bool) -> None:
-        start, state, rows = time.perf_counter(), rng_state(learner.generator), dict(learner.flops.rows)
+        start, state, rows = time.perf_counter(), random_state(learner.generator), dict(learner.flops.rows)
         try:
             scores = [self._score(learner, i) for i in range(index + 1)]
         finally:
-            set_rng_state(state, learner.generator)
+            set_random_state(state, learner.generator)
             learner.flops.rows = rows
         row = {"step": learner.steps, "experience": index, "end": end, "scores": scores}
         with self.path.open("a") as file:

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from clplatform.data import TensorData, by_length
 from clplatform.evaluate import evaluating
-from clplatform.learner import Learner, rng_state, set_rng_state
+from clplatform.learner import Learner
 from clplatform.prompting.task import CONTENT_FREE, PromptedTask
+from clplatform.random_state import random_state, set_random_state
 from clplatform.results import Results
 from clplatform.types import IGNORED, Batch, ClplatformError, Experience, ExperienceInfo, InputSpec, StreamInfo
 
@@ -149,14 +150,14 @@ class Prompting:
 
     def ask(self, learner: Learner, row: int) -> None:
         """One row; the run goes on as if nothing had been asked."""
-        state, counted = rng_state(learner.generator), dict(learner.flops.rows)
+        state, counted = random_state(learner.generator), dict(learner.flops.rows)
         try:
             for questions in self.questions:
                 found = self.rows(questions)
                 found[row:] = [None] * (row - len(found))
                 found.append(questions.accuracy(learner, self.batch_size))
         finally:
-            set_rng_state(state, learner.generator)
+            set_random_state(state, learner.generator)
             learner.flops.rows = counted
 
 

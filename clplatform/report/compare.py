@@ -20,6 +20,7 @@ from clplatform.report.latex import HEADER, averages_tex, plain_tex
 from clplatform.report.pareto import pareto_parts
 from clplatform.report.ranking import ranking
 from clplatform.report.run import Matrix, Run, load_run
+from clplatform.report.scores import averages_of_others
 from clplatform.report.sensitivity import sensitivities
 from clplatform.types import ClplatformError
 
@@ -128,6 +129,7 @@ def _section(index: int, setting: Setting, output: Path, against_joint: bool, ma
     parts: list[Part] = [*budget_parts(setting), averages(setting)]
     sure = intervals(setting)
     parts += [sure] if sure else []
+    parts += averages_of_others(setting)
     if against_joint:
         parts.append(Text("Intransigence is measured against the mean of the joint runs of this comparison."))
     parts += [curves(setting, name), *paired_parts(setting), costs(setting), *pareto_parts(setting, name)]
@@ -176,6 +178,7 @@ def _tex(found: Sequence[Setting], over_streams: Section) -> str:
     for i, setting in enumerate(found):
         name = f"setting-{i + 1}"
         tables.append(averages_tex(setting, name))
+        tables += [plain_tex(t, f"{name}-scores") for t in averages_of_others(setting)]
         tables += [plain_tex(t, f"{name}-paired-{j + 1}") for j, t in enumerate(paired_tables(setting))]
     tables += [plain_tex(part, "ranking") for part in over_streams.parts if isinstance(part, Table)]
     return "\n".join(tables)

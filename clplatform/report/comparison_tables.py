@@ -82,6 +82,7 @@ COSTS: dict[str, tuple[str, Callable[[float], str]]] = {
     "steps": ("steps", lambda value: f"{value:,.0f}"),
     "samples": ("samples trained on", lambda value: f"{value:,.0f}"),
     "peak_memory_bytes": ("peak memory", size),
+    "trainable_parameters": ("trainable parameters", lambda value: f"{value:,.0f}"),
     "extra_parameters": ("numbers held beside the model", lambda value: f"{value:,.0f}"),
     "stored_samples": ("samples stored", lambda value: f"{value:,.0f}"),
     "buffer_bytes": ("memory of them", size),
@@ -92,7 +93,7 @@ def costs(setting: Setting) -> Table:
     """What every group costs, averaged over its runs; only what some group has."""
     means: dict[str, dict[str, float]] = {}
     for group in setting.groups:
-        own = [run.part("cost") for run in group.runs]
+        own = [run.part("backbone") | run.part("cost") for run in group.runs]
         values = {name: [v for cost in own if (v := number(cost.get(name))) is not None] for name in COSTS}
         means[group.label] = {name: mean_std(v)[0] for name, v in values.items() if v}
     used = [name for name in COSTS if any(means[group.label].get(name) for group in setting.groups)]

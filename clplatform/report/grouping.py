@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 
 from clplatform.report.budget import budget
 from clplatform.report.details import flatten
+from clplatform.report.format import NONE
 from clplatform.report.run import Run
 
 # Settings that change no numbers, or only by chance: seeds, names, places, machinery.
 NEUTRAL = re.compile(
-    r"^(seed|stream\.seed|stream\.class_order|name|num_workers|threads|references)$"
+    r"^(seed|stream\.seed|stream\.class_order|name|num_workers|threads|references|evaluate_(every|samples)|keep_models)$"
     r"|^(hydra|tracking|checkpoint|experiment|protocol\.(chosen|before))(\.|$)|\._tune_\.|^tuning\._target_$"
     r"|(_dir|path|folder)$"
 )
@@ -21,6 +22,8 @@ BUDGET = re.compile(
     r"^(stream|backbone)\.|^(batch_size|early_stopping)$|(^|\.)(max_epochs|epochs|max_steps|limit_train_batches)$"
     r"|\.accumulate_grad_batches$"
 )
+# Settings that are the same as none when they are off: runs of before there were such settings do not have them.
+OPTIONAL = re.compile(r"^(bucket_by_length|prompting|stream\.augment)$")
 MEMORY = re.compile(r"\.(capacity|mem_size|memory_size|per_class)$")
 # Not continual learning: they see all data, or one experience at a time. Shown, but never the best to compare with.
 BOUNDS = {"joint", "cumulative", "independent"}
@@ -121,7 +124,11 @@ def _value(choices: dict[str, str], key: str) -> str:
 
 def _choices(run: Run) -> dict[str, str]:
     # A budget is part of the setting's title, and null in older runs not even a key.
-    return {k: v for k, v in flatten(run.config).items() if not NEUTRAL.search(k) and not k.startswith("budget")}
+    return {
+        key: value
+        for key, value in flatten(run.config).items()
+        if not (NEUTRAL.search(key) or key.startswith("budget") or (OPTIONAL.search(key) and value in (NONE, "False")))
+    }
 
 
 def _varied(choices: list[dict[str, str]]) -> list[str]:

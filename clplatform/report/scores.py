@@ -7,7 +7,8 @@ from typing import Any
 from clplatform.metric.matrix import METRICS, summarize
 from clplatform.metric.score import SCORES, is_share, title, word
 from clplatform.report.document import Figure, Part, Section, Table
-from clplatform.report.format import NONE, metric_value, score, shorten
+from clplatform.report.format import NONE, metric_value, score, shorten, spread
+from clplatform.report.grouping import Setting
 from clplatform.report.heatmap import matrix_map
 from clplatform.report.run import Matrix, Run
 
@@ -16,7 +17,7 @@ SHOWN = ("average_accuracy", "average_forgetting", "backward_transfer", "learnin
 
 def other_scores(run: Run) -> Section:
     """A matrix and its summary for each score that is not the primary metric."""
-    found: dict[str, Matrix] = {n: m for n, m in run.part("scores").items() if n in SCORES and m}
+    found = _scores(run)
     if not found:
         return Section("scores", "", [])
     rows, parts = [], []
@@ -31,6 +32,29 @@ def other_scores(run: Run) -> Section:
     caption = "Other scores; forgetting > 0 means that they got worse, whatever their direction"
     summary = Table(caption, header, rows, prose=True, formulas=len(SHOWN) + 1)
     return Section("scores", "Other scores", [summary, *parts])
+
+
+def averages_of_others(setting: Setting) -> list[Table]:
+    """Mean ± standard deviation of every score that some run of a comparison has beside the primary one; no table
+    without any."""
+    kept = {id(run): _scores(run) for group in setting.groups for run in group.runs}
+    names = [name for name in SCORES if any(name in found for found in kept.values())]
+    header = [f"{title(name)}, {titled}" for name in names for titled in ("average", "forgetting")]
+    rows = []
+    for group in setting.groups:
+        cells = []
+        for name in names:
+            higher = SCORES[name].higher_is_better
+            found = [summarize(m, higher) for run in group.runs if (m := kept[id(run)].get(name))]
+            for metric in ("average_accuracy", "average_forgetting"):
+                cells.append(spread([v for values in found if (v := values[metric]) is not None], metric, name))
+        rows.append([group.label, *cells])
+    caption = "Other scores, mean ± sample standard deviation over seeds; forgetting > 0 means that they got worse"
+    return [Table(caption, ["strategy", *header], rows, folded=len(rows) > 12)] if names else []
+
+
+def _scores(run: Run) -> dict[str, Matrix]:
+    return {name: matrix for name, matrix in run.part("scores").items() if name in SCORES and matrix}
 
 
 def _matrix(run: Run, name: str, matrix: Matrix) -> list[Part]:

@@ -38,7 +38,8 @@ from clplatform.strategy.base import Run, Strategy
 from clplatform.types import MASKED, Batch, Data, Experience, ExperienceInfo, Output, Stage
 
 if TYPE_CHECKING:
-    from clplatform.learner import Learner, Teacher
+    from clplatform.learner import Learner
+    from clplatform.teacher import Teacher
 
 ROW = "bic_row"  # the column that marks the samples of stage 2: their place among its logits
 

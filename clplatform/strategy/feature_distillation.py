@@ -27,7 +27,8 @@ from clplatform.strategy.base import Strategy
 from clplatform.types import Batch, Experience, Output
 
 if TYPE_CHECKING:
-    from clplatform.learner import Learner, Teacher
+    from clplatform.learner import Learner
+    from clplatform.teacher import Teacher
 
 
 class FeatureDistillation(Strategy):

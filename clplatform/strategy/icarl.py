@@ -36,7 +36,8 @@ from clplatform.strategy.base import Run, Strategy
 from clplatform.types import MASKED, Batch, ClplatformError, Data, Experience, ExperienceInfo, Output
 
 if TYPE_CHECKING:
-    from clplatform.learner import Learner, Teacher
+    from clplatform.learner import Learner
+    from clplatform.teacher import Teacher
 
 
 class ClassMeans(nn.Module):

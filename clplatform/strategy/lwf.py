@@ -25,7 +25,8 @@ from clplatform.strategy.base import Strategy
 from clplatform.types import PROBLEMS, Batch, Experience, Output
 
 if TYPE_CHECKING:
-    from clplatform.learner import Learner, Teacher
+    from clplatform.learner import Learner
+    from clplatform.teacher import Teacher
 
 
 class LwF(Strategy):

@@ -33,7 +33,8 @@ from clplatform.strategy.base import Run, Strategy
 from clplatform.types import Batch, ClplatformError, Experience, ExperienceInfo, Output
 
 if TYPE_CHECKING:
-    from clplatform.learner import Learner, Teacher
+    from clplatform.learner import Learner
+    from clplatform.teacher import Teacher
 
 
 class PODNet(Strategy):

@@ -26,6 +26,7 @@ MaxLength = Annotated[int, Ge(4)]
 VocabSize = Annotated[int, Ge(100)]
 Seed = Annotated[int, Ge(0)] | None
 Reference = str | list[str]
+START = "<|answer|>"  # what is added to a vocabulary without a token of its own for it
 
 
 @dataclass
@@ -97,7 +98,7 @@ def pair_stream(
         notes += _shared(part)
     if tokenizer is None:
         tokenizer = _pair_tokenizer(parts, on, vocab_size, notes)
-    encode = Encode(tokenizer, _specials(tokenizer), max_length, max_target_length)
+    encode = Encode(tokenizer, _specials(tokenizer, notes), max_length, max_target_length)
     data, texts = [], []
     for i, part in enumerate(parts):
         splits: dict[str, TensorData | None] = {"validation": None}
@@ -190,10 +191,19 @@ def _starts(tokenizer: Any) -> int | None:
     return getattr(tokenizer, "decoder_start", None)
 
 
-def _specials(tokenizer: Any) -> Specials:
-    """The special tokens; `bos` is the one from which the decoder starts."""
+def _specials(tokenizer: Any, notes: list[str]) -> Specials:
+    """The special tokens; `bos` is the one from which a target starts. A tokenizer that has one token for where a text begins
+    and where it ends (GPT-2) is given another: behind its end a pretrained model has forgotten the source."""
     found, start = specials(tokenizer, "seq2seq"), _starts(tokenizer)
-    return found if start is None else replace(found, bos=start)
+    if start is not None:
+        return replace(found, bos=start)
+    if found.bos == found.eos:
+        tokenizer.add_special_tokens({"bos_token": START})
+        notes.append(
+            f"the token {START}, from which a target starts, is added to the {len(tokenizer) - 1} of the backbone"
+        )
+        found = specials(tokenizer, "seq2seq")
+    return found
 
 
 def _padded(rows: list[Tensor], fill: int) -> Tensor:

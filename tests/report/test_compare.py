@@ -139,6 +139,16 @@ def test_seeds_and_places_make_no_new_group(make_run: MakeRun, tmp_path: Path):
     assert [len(group.runs) for group in found[0].groups] == [2]
 
 
+def test_a_run_of_before_there_was_a_setting_is_one_where_it_is_off(make_run: MakeRun, tmp_path: Path):
+    off = {"bucket_by_length": False, "evaluate_every": None, "keep_models": False, "prompting": None}
+    make_run("a", seed=0)
+    make_run("b", seed=1, settings={**off, "stream.augment": None})
+    make_run("c", seed=2, settings={"keep_models": True, "evaluate_every": 5})  # these change no numbers
+    make_run("d", seed=0, settings={"bucket_by_length": True})
+    found = settings([load_run(tmp_path / name) for name in "abcd"])
+    assert sorted(len(group.runs) for group in found[0].groups) == [1, 3]
+
+
 def test_joint_training_is_the_reference_for_intransigence(sweep: Path, make_run: MakeRun):
     assert "Intransigence" not in report([sweep]).with_suffix(".md").read_text()
     for seed in range(2):
@@ -220,3 +230,24 @@ def test_runs_without_a_configuration(make_run: MakeRun, tmp_path: Path):
     make_run("sweep/b", seed=1)
     markdown = report([tmp_path / "sweep"]).with_suffix(".md").read_text()
     assert "| replay | 2 |" in markdown
+
+
+def test_other_scores_are_averaged_beside_the_primary_one(make_run: MakeRun, tmp_path: Path):
+    def scored(seed: int, forgotten: float) -> Callable[[dict[str, Any]], None]:
+        losses = [[None, None], [1.0 + seed, None], [1.0 + seed + forgotten, 2.0]]
+
+        def change(results: dict[str, Any]) -> None:
+            results["scores"] = {"nats_per_token": losses}
+
+        return change
+
+    for seed in range(2):
+        make_run(f"sweep/replay-{seed}", seed=seed, n=2, change=scored(seed, 0.5))
+        make_run(f"sweep/ewc-{seed}", strategy="ewc", seed=seed, n=2)
+    path = report([tmp_path / "sweep"])
+    text = path.with_suffix(".md").read_text()
+    after = text[text.index("Other scores") :]
+    # Average of the last row: (1.5 + 2) / 2 and (2.5 + 2) / 2; a loss that rises by 0.5 is forgetting of 0.5
+    assert row(after, "replay") == ["replay", "2 ± 0.3536", "+0.5 ± 0"]
+    assert row(after, "ewc") == ["ewc", "–", "–"]
+    assert "Nats per token" in path.with_suffix(".tex").read_text()

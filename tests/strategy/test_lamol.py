@@ -13,6 +13,7 @@ from composed import SMALL, trained
 from language_world import BOS, EOS, INPUT, SYMBOLS, make_language_experiment, tiny_stream
 from strategies import from_page
 from world import same, weights
+from writers import writer
 
 from clplatform.backbone.pseudo import Again, Form, draw
 from clplatform.backbone.transformer.language import TransformerDecoder
@@ -287,6 +288,18 @@ def test_resumes_to_the_same_bits(tmp_path: Path) -> None:
     assert whole.results.matrix == again.results.matrix
     assert whole.learner.chain.state_dict()["lamol"] == again.learner.chain.state_dict()["lamol"]
     assert whole.learner.chain.strategies["lamol"].written[1][1] > 0  # type: ignore[attr-defined]
+
+
+def test_a_gpt2_writes_its_samples_too(tmp_path: Path) -> None:
+    """Of Hugging Face, with a token for each task added to its vocabulary."""
+    settings = {"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 64, "resid_pdrop": 0.0}
+    backbone = writer(config=settings, input=INPUT, problem="seq2seq")
+    strategies = {"lamol": from_page("lamol", ratio=0.5, top_k=3)}
+    experiment = make_language_experiment(tmp_path, "seq2seq", strategies, backbone=backbone, epochs=30)
+    experiment.run()
+    n_written, n_kept = strategies["lamol"].written[1]
+    assert 0 < n_kept <= n_written
+    assert experiment.results.matrix[1][0] > 0.5
 
 
 def test_one_token_for_all_does_not_say_of_which_task_a_sample_is() -> None:

@@ -127,9 +127,8 @@ class TransformerDecoder(Freezable):
         """
         if not self.pairs or "decoder_input_ids" not in batch:
             return self.model.decoder(batch["input_ids"])
-        ids_BT, mask_BT, positions_BT = prefix_lm.joined(batch)
-        features_BTD = self.model.decoder(ids_BT, mask_BS=mask_BT, positions_BT=positions_BT)
-        return features_BTD[:, batch["input_ids"].shape[1] :]
+        ids_BT, _, places_BT = prefix_lm.joined(batch)
+        return prefix_lm.of_targets(self.model.decoder(ids_BT), places_BT)
 
     def generate(self, batch: Batch) -> Tensor:
         """What is written: the most likely token, again and again, int64 [B, T], filled up with the padding token.
