@@ -232,7 +232,8 @@ def job(config: DictConfig) -> float | None:
     run_dir = Path(context.runtime.output_dir)
     sweep = context.mode is RunMode.MULTIRUN
     overrides: Any = OmegaConf.to_container(context.overrides.task)  # as typed, interpolations unresolved
-    settings, number = " ".join(overrides), context.job.num if sweep else 0
+    settings = re.sub(r"\\([{}])", r"\1", " ".join(overrides))  # Hydra's sweeper has made $\{seed\} of ${seed}
+    number = context.job.num if sweep else 0
     apart = context.job.env_set.get(RECORDS)
     record = Path(apart) / f"{number}.json" if apart else None
     if sweep:

@@ -148,8 +148,10 @@ def test_a_preset_is_not_part_of_what_a_job_is(capsys: Capture) -> None:
 
 
 def test_a_run_that_was_killed_before_its_report_gets_it(capsys: Capture) -> None:
-    command = ["-m", *TINY, "seed=0", "references=true", "hydra.sweep.dir=out"]
-    assert call(capsys, *command).code == 0
+    command = ["-m", *TINY, "seed=0", "stream.seed=${seed}", "references=true", "hydra.sweep.dir=out"]
+    first = call(capsys, *command)
+    assert first.code == 0
+    assert "stream.seed=${seed}" in first.out  # as typed, to be typed again
     (run,) = [path.parent for path in Path("out").glob("*/results.json")]
     before = read_json(run / "results.json")
     (run / "report.html").unlink()
