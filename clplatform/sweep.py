@@ -30,6 +30,7 @@ from clplatform.types import ClplatformError
 
 LOST = "its process ended without a word"
 LOCK = ".lock"
+SKIPPED = "{}: complete already"
 PARENT = os.getppid()  # whoever has started this process: another one when that has ended
 
 
@@ -38,20 +39,28 @@ def sweep_job(config: dict[str, Any], run_dir: Path, *, notices: list[str]) -> f
     with alone(run_dir):
         if not (run_dir / "results.json").exists():
             return show(config, run_dir, notices=notices)
-        from omegaconf import OmegaConf
+        if (results := complete(config, run_dir)) is None:
+            return show(config, run_dir, resume=True, notices=notices)
+        if not (run_dir / "report.html").exists():  # killed between its last result and its report
+            write_report(run_dir)
+        print(SKIPPED.format(run_dir))
+        return objective(results)
 
-        there: Any = OmegaConf.to_container(OmegaConf.load(run_dir / "config.yaml"))
-        if identity(there) != identity(config):  # hydra.sweep.subdir says something else than ${config_hash:}
-            raise ClplatformError(
-                f"{run_dir} holds a run of another configuration; give another hydra.sweep.dir or subdir"
-            )
-        results = read_json(run_dir / "results.json")
-        if results["status"] == "completed" and (results.get("references") or not config.get("references")):
-            if not (run_dir / "report.html").exists():  # killed between its last result and its report
-                write_report(run_dir)
-            print(f"{run_dir}: complete already")
-            return objective(results)
-        return show(config, run_dir, resume=True, notices=notices)
+
+def complete(config: dict[str, Any], run_dir: Path) -> dict[str, Any] | None:
+    """The results of a job that has some, if nothing is left to do for it but perhaps its report.
+
+    Raises:
+        ClplatformError: they are another job's.
+    """
+    from omegaconf import OmegaConf
+
+    there: Any = OmegaConf.to_container(OmegaConf.load(run_dir / "config.yaml"))
+    if identity(there) != identity(config):  # hydra.sweep.subdir says something else than ${config_hash:}
+        raise ClplatformError(f"{run_dir} holds a run of another configuration; give another hydra.sweep.dir or subdir")
+    results = read_json(run_dir / "results.json")
+    done = results["status"] == "completed" and (results.get("references") or not config.get("references"))
+    return results if done else None
 
 
 @contextmanager
@@ -96,6 +105,10 @@ def run_apart(config: dict[str, Any], run_dir: Path, *, notices: list[str], reco
     outcome, log = record.with_suffix(".outcome"), record.with_suffix(".log")
     outcome.unlink(missing_ok=True)
     log.parent.mkdir(parents=True, exist_ok=True)
+    there = all((run_dir / name).exists() for name in ("results.json", "report.html"))
+    if there and (results := complete(config, run_dir)) is not None:
+        log.write_text(SKIPPED.format(run_dir) + "\n")  # a process takes seconds to find it out
+        return objective(results)
     work = {"config": packed(config), "run_dir": str(run_dir), "notices": notices, "outcome": str(outcome)}
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     with (

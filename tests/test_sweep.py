@@ -20,8 +20,10 @@ from filelock import FileLock
 
 from clplatform.config import identity
 from clplatform.files import read_json, write_json
-from clplatform.sweep import ended, packed
+from clplatform.run import objective
+from clplatform.sweep import ended, packed, run_apart
 from clplatform.threads import available
+from clplatform.types import ClplatformError
 
 Capture = pytest.CaptureFixture[str]
 
@@ -170,6 +172,24 @@ def test_a_process_of_its_own_is_given_the_same_job(capsys: Capture) -> None:
     config = yaml.safe_load(call(capsys, *TINY, "strategy=[replay,lwf]", "--cfg", "job", "--resolve").out)
     assert list(config["strategy"]) == ["replay", "lwf"]
     assert identity(yaml.safe_load(packed(config))) == identity(config)
+
+
+def test_what_is_complete_takes_no_process(capsys: Capture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    run, record = Path("run"), tmp_path / "jobs" / "0.json"
+    assert call(capsys, *TINY, f"hydra.run.dir={run}").code == 0
+    config = yaml.safe_load((run / "config.yaml").read_text())
+
+    def started(*_: object, **__: object) -> None:
+        raise RuntimeError("a process")
+
+    monkeypatch.setattr(subprocess, "Popen", started)
+    value = run_apart(config, run, notices=[], record=record)
+    assert value == objective(read_json(run / "results.json"))
+    assert "complete already" in record.with_suffix(".log").read_text()
+    with pytest.raises(RuntimeError, match="a process"):  # it has no references yet
+        run_apart({**config, "references": True}, run, notices=[], record=record)
+    with pytest.raises(ClplatformError, match="another configuration"):
+        run_apart({**config, "seed": 7}, run, notices=[], record=record)
 
 
 def test_an_engine_that_is_not_installed(capsys: Capture) -> None:
