@@ -58,69 +58,6 @@ def test_causal_language_models_have_hugging_face_s_logits(model_type: str) -> N
     torch.testing.assert_close(backbone.projection(features), expected, rtol=1e-5, atol=1e-5)
 
 
-# -- pairs of texts for a causal model --------------------------------------------------------------------------------
-
-
-def one_by_one(backbone: Any, batch: Any, i: int) -> tuple[torch.Tensor, int]:
-    """A sample alone and without padding: its source, then its target; and where the target begins."""
-    source = batch["input_ids"][i][batch["attention_mask"][i].bool()]
-    target = batch["decoder_input_ids"][i][batch["decoder_attention_mask"][i].bool()]
-    return torch.cat([source, target])[None], len(source)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("model_type", ["gpt2", "llama", "opt"])
-def test_a_causal_model_goes_on_with_the_source(model_type: str) -> None:
-    """The logits of a target are those of Hugging Face's model after the source, sample by sample, whatever is padding."""
-    wide = {"n_positions": 64} if model_type == "gpt2" else {"max_position_embeddings": 64}
-    settings = {"model_type": model_type, **CONFIGS[model_type], **wide}
-    backbone, batch = scatter(writer(model_type, config=settings, problem="seq2seq")), pairs()
-    batch["decoder_attention_mask"][1, 4:] = 0
-    logits, other = backbone.projection(backbone(batch)), twin(backbone, AutoModelForCausalLM)
-    changed = {**batch, "input_ids": batch["input_ids"].where(batch["attention_mask"] == 1, torch.tensor(7))}
-    torch.testing.assert_close(backbone.projection(backbone(changed))[0], logits[0])
-    for i in range(4):
-        ids, start = one_by_one(backbone, batch, i)
-        expected = other(input_ids=ids).logits[0, start:]
-        torch.testing.assert_close(logits[i, : len(expected)], expected, rtol=1e-4, atol=1e-4)
-
-
-@torch.no_grad()
-def test_a_causal_model_writes_what_is_likeliest_after_the_source() -> None:
-    """The batched search with a cache gives the tokens of a search without, sample by sample."""
-    settings = {"model_type": "gpt2", **CONFIGS["gpt2"], "n_positions": 64}
-    backbone, batch = scatter(writer(config=settings, problem="seq2seq")), pairs()
-    written = backbone.generate(batch)
-    assert written.shape[1] <= SPEC.max_target_length
-    for i in range(4):
-        source = batch["input_ids"][i][batch["attention_mask"][i].bool()]
-        ids = torch.cat([source, torch.tensor([SPEC.bos_token_id])])
-        for token in written[i].tolist():
-            best = int(backbone.model(input_ids=ids[None]).logits[0, -1].argmax())
-            assert best == token
-            if token == SPEC.eos_token_id:
-                break
-            ids = torch.cat([ids, torch.tensor([token])])
-
-
-@torch.no_grad()
-def test_new_tokens_one_by_one_cost_no_other_logits() -> None:
-    backbone = scatter(writer(problem="seq2seq", config={"model_type": "gpt2", **CONFIGS["gpt2"], "n_positions": 64}))
-    prompt = torch.randint(3, 50, (3, 4), generator=torch.Generator().manual_seed(1))
-    decoding, ids = backbone.decoding(prompt), prompt
-    for _ in range(5):
-        logits = decoding.logits()
-        torch.testing.assert_close(logits, backbone.model(input_ids=ids).logits[:, -1], rtol=1e-4, atol=1e-4)
-        ids = torch.cat([ids, logits.argmax(1, keepdim=True)], 1)
-        decoding.append(logits.argmax(1))
-
-
-def test_source_and_target_must_fit_into_one_text() -> None:
-    settings = {"model_type": "gpt2", **CONFIGS["gpt2"], "n_positions": 16}
-    with pytest.raises(ClplatformError, match="reads source and target as one text"):
-        writer(config=settings, problem="seq2seq")
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("model_type", ENCODER_DECODERS)
 def test_encoder_decoders_have_hugging_face_s_logits(model_type: str) -> None:
@@ -286,7 +223,6 @@ def twin_hidden(encoder: Any) -> torch.Tensor:
     ],
 )
 def test_what_does_not_fit(model_type: str, kind: str, changes: dict[str, Any], message: str) -> None:
-    from writers import CONFIGS
 
     values = {"model_type": model_type, **CONFIGS.get(model_type, config("bert") if model_type == "bert" else {})}
     spec = InputSpec(**{**SPEC.to_dict(), **changes})
