@@ -6,7 +6,6 @@ import csv
 from pathlib import Path
 from typing import Any
 
-import torch
 from hydra import compose, initialize_config_dir
 
 from clplatform import build
@@ -34,7 +33,6 @@ def configuration(*overrides: str) -> dict[str, Any]:
 
 def experiment(folder: Path, *overrides: str) -> Experiment:
     """The experiment of this configuration, not yet run."""
-    torch.set_num_threads(1)  # models this small only wait for more
     config = configuration(*overrides)
     chain = build.build_strategies(config)
     stream = build.build_stream(config, build.build_tokenizer(config))

@@ -90,13 +90,11 @@ def config(problem: str, folder: Path, *overrides: str) -> dict[str, Any]:
 
 def run(problem: str, folder: Path, *overrides: str) -> Any:
     """The results of a run; its model is in `<folder>/run/model`."""
-    torch.set_num_threads(1)
     return execute(config(problem, folder, *overrides), folder / "run", quiet=True)
 
 
 def experiment(problem: str, folder: Path, *overrides: str) -> Any:
     """The experiment before its run."""
-    torch.set_num_threads(1)
     made, _, _ = assemble(config(problem, folder, *overrides), folder / "run", resume=False, notices=(), quiet=True)
     made.learner.build(made.stream[0].info)
     return made

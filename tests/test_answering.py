@@ -36,7 +36,6 @@ LINES = "the cat sat on the mat . the dog lay on the rug .\n" * 60
 
 def text_run(folder: Path, problem: str, *overrides: str) -> Path:
     """A run over two tiny domains, or tasks; its folder."""
-    torch.set_num_threads(1)
     data = folder / "data"
     data.mkdir()
     if problem == "seq2seq":

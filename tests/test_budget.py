@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from functools import partial
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from world import TinyStream, make_experiment, make_learner, same, weights
 
 from clplatform.budget import Budget, build_budget
 from clplatform.config import identity
+from clplatform.experiment import Experiment
 from clplatform.results import Results
 from clplatform.schedule import schedule
 from clplatform.strategy.base import Strategy
@@ -23,11 +25,6 @@ from clplatform.types import Stage
 
 LINEAR = partial(schedule, kind="linear", warmup=0.2)
 FLOPS = 768.0  # of a sample of the tiny world, forward and backward
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 class Stages(Strategy):
@@ -143,21 +140,31 @@ class Killed(Exception):
     pass
 
 
+def budgeted(folder: Path, unit: Any, value: float, name: str) -> Experiment:
+    strategies = {"s": Stages(1, 2)} if name == "stages" else STRATEGIES[name]()
+    stream = TinyStream(scenario="class_incremental" if name == "stages" else scenario_of(*strategies))
+    fitter = {"budget": Budget(unit, value), "checkpoint_every": 3}
+    return make_experiment(folder, strategies, stream=stream, fitter=fitter, dropout=0.2, schedule=LINEAR)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Experiment]:
+    @cache
+    def run(unit: Any, value: float, name: str) -> Experiment:
+        experiment = budgeted(tmp_path_factory.mktemp("whole"), unit, value, name)
+        experiment.run()
+        return experiment
+
+    return run
+
+
 @pytest.mark.parametrize(("unit", "value"), [("steps", 11), ("samples", 150), ("flops", 150 * FLOPS)])
 @pytest.mark.parametrize("name", ["replay", "bic", "packnet", "stages"])
 @pytest.mark.parametrize("batch", [2, 14, 21])
-def test_a_killed_run_goes_on_to_the_same_bits(unit: Any, value: float, name: str, batch: int, tmp_path: Path) -> None:
-    def make(folder: str) -> Any:
-        strategies = {"s": Stages(1, 2)} if name == "stages" else STRATEGIES[name]()
-        stream = TinyStream(scenario="class_incremental" if name == "stages" else scenario_of(*strategies))
-        fitter = {"budget": Budget(unit, value), "checkpoint_every": 3}
-        return make_experiment(
-            tmp_path / folder, strategies, stream=stream, fitter=fitter, dropout=0.2, schedule=LINEAR
-        )
-
-    whole = make("whole")
-    whole.run()
-    killed, count = make("killed"), 0
+def test_a_killed_run_goes_on_to_the_same_bits(
+    unit: Any, value: float, name: str, batch: int, undisturbed: Callable[..., Experiment], tmp_path: Path
+) -> None:
+    whole, killed, count = undisturbed(unit, value, name), budgeted(tmp_path, unit, value, name), 0
 
     def kill(*_: object) -> None:
         nonlocal count
@@ -168,9 +175,9 @@ def test_a_killed_run_goes_on_to_the_same_bits(unit: Any, value: float, name: st
     killed.fitter.after_batch = kill
     with pytest.raises(Killed):
         killed.run()
-    again = make("killed")
-    if (tmp_path / "killed" / "results.json").exists():
-        again.results = Results.load(tmp_path / "killed")
+    again = budgeted(tmp_path, unit, value, name)
+    if (tmp_path / "results.json").exists():
+        again.results = Results.load(tmp_path)
     again.run(resume=True)
     assert again.results.budget == whole.results.budget
     assert again.results.matrix == whole.results.matrix

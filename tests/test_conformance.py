@@ -7,18 +7,12 @@ from contextlib import suppress
 from functools import cache
 
 import pytest
-import torch
 from strategies import NAMES
 
 from clplatform.check.checks import CHECKS
 from clplatform.check.promise import DoesNotApply
 from clplatform.check.small import SMALL
 from clplatform.check.subject import Subject, page
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)  # models this small only wait for more
 
 
 @cache

@@ -19,11 +19,6 @@ from clplatform.strategy.finetuning import Finetuning
 from clplatform.types import Batch
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def learner_of(stream: Any, *, seen: int = 3, **options: Any) -> Any:
     learner = make_learner(stream, {"finetuning": Finetuning()}, **options)
     for experience in list(stream)[:seen]:

@@ -25,12 +25,6 @@ from clplatform.schedule import schedule
 from clplatform.strategy.finetuning import Finetuning
 from clplatform.types import MASKED, Output, Stage
 
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 CPU = {"max_epochs": 2, "accelerator": "cpu", "devices": 1}
 
 

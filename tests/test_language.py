@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -93,13 +95,27 @@ def test_a_general_strategy_runs_and_resumes_to_the_bit(
     assert resumed.results.samples == whole.results.samples
 
 
+@pytest.fixture(scope="module")
+def learned_plainly(tmp_path_factory: pytest.TempPathFactory) -> Callable[[bool], Any]:
+    """Weights of fine-tuning, with task ids or without."""
+
+    @cache
+    def learned(ids: bool) -> Any:
+        folder = tmp_path_factory.mktemp("plain")
+        experiment = make_language_experiment(folder, "causal_lm", made("finetuning"), task_ids=ids)
+        experiment.run()
+        return weights(experiment.learner)
+
+    return learned
+
+
 @pytest.mark.parametrize("name", [n for n in GENERAL if n not in ("finetuning", "joint", "cumulative", "independent")])
-def test_a_general_strategy_changes_what_is_learned(name: str, tmp_path: Path) -> None:
-    problem, ids = "causal_lm", ids_needed(name)
-    plain = make_language_experiment(tmp_path / "plain", problem, made("finetuning"), task_ids=ids)
-    own = make_language_experiment(tmp_path / "own", problem, made(name), task_ids=ids)
-    plain.run(), own.run()
-    a, b = weights(plain.learner), weights(own.learner)
+def test_a_general_strategy_changes_what_is_learned(
+    name: str, learned_plainly: Callable[[bool], Any], tmp_path: Path
+) -> None:
+    own = make_language_experiment(tmp_path, "causal_lm", made(name), task_ids=ids_needed(name))
+    own.run()
+    a, b = learned_plainly(ids_needed(name)), weights(own.learner)
     assert any(not torch.equal(a[n], b[n]) for n in a if n in b)
 
 
@@ -166,15 +182,14 @@ def test_padding_changes_no_score(causal: tuple[Learner, Any]) -> None:
 
 def test_what_is_written_belongs_to_its_source(tmp_path: Path) -> None:
     stream = tiny_stream("seq2seq", n=1)
-    experiment = make_language_experiment(tmp_path, "seq2seq", made("finetuning"), stream=stream, epochs=50, lr=0.02)
+    experiment = make_language_experiment(tmp_path, "seq2seq", made("finetuning"), stream=stream, epochs=30, lr=0.02)
     experiment.run()
     last = stream[0].test
     rows = write(experiment.learner, stream, last, 5)
     assert [row[:2] for row in rows] == [stream.texts[i] for i in last.columns["index"].tolist()]
-    right = sum(row[1] == row[2] for row in rows)
-    assert right >= 6  # of 12; in a wrong order it would be about 1
-    one = [decode(stream.tokenizer, experiment.learner.generate(last.fetch(torch.tensor([i]))))[0] for i in range(4)]
-    assert one == [row[2] for row in rows[:4]]
+    alone = [last.fetch(torch.tensor([i])) for i in range(len(rows))]
+    written = [decode(stream.tokenizer, experiment.learner.generate(batch))[0] for batch in alone]
+    assert written == [row[2] for row in rows] and len(set(written)) > len(rows) // 2  # another order would be seen
 
 
 @pytest.mark.parametrize("kind", ["empirical", "sampled"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from strategies import STRATEGIES, is_for_transformers, scenario_of
 from world import TinyStream, make_experiment, same, tiny_vit, weights
 
 from clplatform import checkpoint
+from clplatform.experiment import Experiment
 from clplatform.results import Results
 from clplatform.schedule import schedule
 from clplatform.strategy.base import Strategy
@@ -69,24 +70,33 @@ def resume(run_dir: Path, strategies: dict[str, Strategy], **options: object):
     return experiment
 
 
+def world(name: str) -> dict[str, Any]:
+    strategies = STRATEGIES[name]()
+    backbone = tiny_vit() if is_for_transformers(*strategies) else None
+    return {"stream": TinyStream(scenario=scenario_of(*strategies)), "backbone": backbone}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Experiment]:
+    """The run of a strategy that nothing breaks off, made once for all places where others are."""
+    return cache(lambda name: run_until(tmp_path_factory.mktemp(name), STRATEGIES[name](), None, **world(name)))
+
+
 # 8 batches in each experience (joint and cumulative: 8, 16, 24; gdumb: 9); checkpoints every 3, never at an epoch's last.
 @pytest.mark.parametrize("batch", [2, 10, 15], ids=["before any checkpoint", "between experiences", "in an epoch"])
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_a_killed_run_goes_on_to_the_same_bits(name: str, batch: int | None, tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_to_the_same_bits(
+    name: str, batch: int | None, undisturbed: Callable[[str], Experiment], tmp_path: Path
+) -> None:
     make: Callable[[], dict[str, Strategy]] = STRATEGIES[name]
-
-    def world() -> dict[str, Any]:
-        backbone = tiny_vit() if is_for_transformers(*make()) else None
-        return {"stream": TinyStream(scenario=scenario_of(*make())), "backbone": backbone}
-
-    whole = run_until(tmp_path / "whole", make(), None, **world())
+    whole = undisturbed(name)
     if whole.results.cost["steps"] == 0:  # nothing is trained by gradients: there is no batch to break off after
         batch = None
-        break_off_after_the_first_experience(tmp_path / "killed", make(), **world())
+        break_off_after_the_first_experience(tmp_path, make(), **world(name))
     else:
-        run_until(tmp_path / "killed", make(), batch, **world())
-    assert batch != 15 or (tmp_path / "killed" / "checkpoints" / "step.ckpt").exists()
-    resumed = resume(tmp_path / "killed", make(), **world())
+        run_until(tmp_path, make(), batch, **world(name))
+    assert batch != 15 or (tmp_path / "checkpoints" / "step.ckpt").exists()
+    resumed = resume(tmp_path, make(), **world(name))
     assert resumed.results.matrix == whole.results.matrix
     assert resumed.results.validation_matrix == whole.results.validation_matrix
     assert same(weights(resumed.learner), weights(whole.learner))

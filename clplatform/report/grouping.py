@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ BUDGET = re.compile(
 )
 # Settings that are the same as none when they are off: runs of before there were such settings do not have them.
 OPTIONAL = re.compile(r"^(bucket_by_length|prompting|stream\.augment)$")
+PATH = re.compile(r"^[^\[\]{}]*/[^\[\]{}]*$")
 MEMORY = re.compile(r"\.(capacity|mem_size|memory_size|per_class)$")
 # Not continual learning: they see all data, or one experience at a time. Shown, but never the best to compare with.
 BOUNDS = {"joint", "cumulative", "independent"}
@@ -80,7 +82,7 @@ def settings(runs: Iterable[Run]) -> list[Setting]:
 
 
 def _setting(title: str, runs: list[Run]) -> Setting:
-    flat = {id(run): _choices(run) for run in runs}
+    flat = dict(zip(map(id, runs), _short_paths([_choices(run) for run in runs]), strict=True))
     by_strategy: dict[tuple[str, str | None], list[Run]] = {}
     for run in runs:
         by_strategy.setdefault((run.strategy, run.tuning), []).append(run)
@@ -129,6 +131,18 @@ def _choices(run: Run) -> dict[str, str]:
         for key, value in flatten(run.config).items()
         if not (NEUTRAL.search(key) or key.startswith("budget") or (OPTIONAL.search(key) and value in (NONE, "False")))
     }
+
+
+def _short_paths(choices: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Paths of one setting without the folders that all of them are in: `…/models/after_1`, `…/models/after_2` as `after_1`,
+    `after_2`."""
+    short: dict[tuple[str, str], str] = {}
+    for key in _varied(choices):
+        paths = sorted({c[key] for c in choices if PATH.search(c.get(key, ""))})
+        if len(paths) > 1 and len({path.startswith("/") for path in paths}) == 1:
+            common = os.path.commonpath(paths)
+            short |= {(key, path): os.path.relpath(path, common) if common else path for path in paths}
+    return [{key: short.get((key, value), value) for key, value in c.items()} for c in choices]
 
 
 def _varied(choices: list[dict[str, str]]) -> list[str]:

@@ -6,16 +6,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from huggingface_hub import constants
 
 from clplatform.backbone.pretrained import reachable
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    """Models this small are many times slower on several threads that wait for each other."""
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from composed import TOPICS, experiment, text_stream, trained
 from torch import nn
 
 from clplatform.backbone.from_run import run_model
@@ -17,6 +18,7 @@ from clplatform.backbone.pretrained import tokenizer_source
 from clplatform.backbone.transformer.language import TransformerDecoder
 from clplatform.backbone.transformer.text import TransformerText
 from clplatform.files import write_json
+from clplatform.saved import load
 from clplatform.types import ClplatformError, InputSpec
 from tests.language_world import INPUT
 
@@ -118,6 +120,41 @@ def test_the_tokenizer_is_the_runs(tmp_path: Path) -> None:
     assert run_model(str(run)) == run / "model" == run_model(str(run / "model"))
     assert tokenizer_source({"pretrained": str(run)}) == str(run / "model")
     assert run_model("sentence-transformers/all-MiniLM-L6-v2") is None and run_model(None) is None
+
+
+def test_tasks_are_learned_from_what_was_read_domain_by_domain(tmp_path: Path) -> None:
+    """Pre-training on unlabelled domains, then each domain's task by itself from the model kept after any of them."""
+    (tmp_path / "texts").mkdir()
+    for topic, texts in TOPICS.items():
+        (tmp_path / "texts" / f"{topic}.txt").write_text("\n".join(texts * 20))
+    small = [
+        "backbone=transformer_text",
+        "backbone.size=16",
+        "backbone.inner_size=16",
+        "backbone.pooling=mean",
+        "threads=1",
+    ]
+    read = trained(
+        tmp_path / "read", *small, "stream=text_domains", f"stream.data_dir={tmp_path / 'texts'}", "stream.problem=masked_lm",
+        "stream.domains=[travel,banking]", "stream.max_length=16", "stream.tokenizer_vocab_size=280", "strategy=finetuning",
+        "keep_models=true",
+    )  # fmt: skip
+    tasks = [
+        *text_stream(tmp_path / "tasks"),
+        "stream.scenario=task_incremental",
+        "stream.max_length=16",
+        "strategy=independent",
+    ]
+    began = []
+    for i in (1, 2):
+        kept = read.run_dir / "models" / f"after_{i}"
+        task = experiment(tmp_path / f"tasks_{i}", *small, *tasks, f"backbone.pretrained={kept}")
+        began.append({n: v.clone() for n, v in task.learner.backbone.encoder.state_dict().items()})  # type: ignore[attr-defined]
+        theirs = load(kept).learner.backbone.encoder.state_dict()
+        assert all(torch.equal(v[: len(began[-1][n])], began[-1][n]) for n, v in theirs.items())
+        task.run()
+        assert task.results.matrix[-1][1] is not None
+    assert not all(torch.equal(v, began[1][n]) for n, v in began[0].items())
 
 
 # -- Hugging Face's -------------------------------------------------------------------------------------------------------------

@@ -6,17 +6,11 @@ from typing import Any
 
 import planted
 import pytest
-import torch
 
 from clplatform.check import checks
 from clplatform.check.command import verdicts
 from clplatform.check.promise import Broken
 from clplatform.check.subject import Subject
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def nodes(name: str) -> dict[str, dict[str, Any]]:

@@ -16,11 +16,6 @@ from clplatform.types import ClplatformError
 KINDS = ["vit", "deit", "dinov2_with_registers", "bert", "roberta", "distilbert", "modernbert", "gpt2"]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def encoder(kind: str, **changes: Any) -> tuple[Any, Any]:
     """A backbone of three layers with features [B, 16], and five samples for it."""
     if kind in ("vit", "deit", "dinov2_with_registers", "swin"):

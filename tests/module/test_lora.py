@@ -18,11 +18,6 @@ from clplatform.types import ClplatformError
 KINDS = ["bert", "distilbert", "vit"]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def encoder(kind: str, **changes: Any) -> tuple[Any, Any]:
     """A backbone of three layers with features [B, 16], and five samples for it."""
     if kind == "vit":

@@ -28,11 +28,6 @@ PARTS = {
 KINDS = list(PARTS)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def encoder(kind: str, **changes: Any) -> tuple[Any, Any]:
     """A backbone of three layers with features [B, 16], and five samples for it."""
     if kind in ("bert", "distilbert"):

@@ -59,7 +59,6 @@ def task(folder: Path, **changes: Any) -> PromptedTask:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
-    torch.set_num_threads(1)
     config = configuration(*(s for s in domains(tmp_path_factory.mktemp("model")) if not s.startswith("+")))
     stream: Any = build.build_stream(config)
     learner = build.build_learner(config, stream.info, build.build_strategies(config))
@@ -186,7 +185,6 @@ def test_what_cannot_be_prompted_is_refused_before_training(capsys: Capture, tmp
 
 
 def test_a_hugging_face_model_is_asked_alike(tmp_path: Path) -> None:
-    torch.set_num_threads(1)
     small = ["backbone=gpt2_tiny", "backbone.config.n_embd=16", "backbone.config.n_layer=1", "backbone.config.n_head=2"]
     settings = [s for s in domains(tmp_path) if not s.startswith(("+", "backbone"))]
     config = configuration(*settings, *small)

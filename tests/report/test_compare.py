@@ -42,6 +42,16 @@ def averages(folder: Path, pattern: str) -> list[float]:
     return [sum(values) / len(values) for values in found]
 
 
+def test_paths_are_named_by_what_sets_them_apart(make_run: MakeRun):
+    runs = []
+    for i in (1, 2):
+        run = load_run(make_run(f"after-{i}"))
+        run.config.setdefault("backbone", {})["pretrained"] = f"/somewhere/far/away/models/after_{i}"
+        runs.append(run)
+    (found,) = settings(runs)
+    assert {g.label for g in found.groups} == {f"replay (backbone.pretrained=after_{i})" for i in (1, 2)}
+
+
 def test_groups_of_seeds(sweep: Path):
     path = report([sweep])
     assert path == sweep / "comparison.html"
