@@ -30,10 +30,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from clplatform.config import conf_dir, drop_ghosts, resolved
 from clplatform.explain import explain, pages
+from clplatform.files import write_json
+from clplatform.progress import TOTAL, Announcer, describe, ended, read_records, record, write_total
 from clplatform.run import show
 from clplatform.search import continue_search
 from clplatform.signature import suggest
-from clplatform.sweep import LOCK, LOST, read_records, run_apart, sweep_job, write_record
+from clplatform.sweep import LOCK, run_apart, sweep_job
 from clplatform.types import ClplatformError
 
 RECORDS = "CLPLATFORM_JOBS"  # environment variable of a job that runs beside others: where it leaves its record
@@ -44,12 +46,13 @@ HYDRA_RECORD = ("config.yaml", "hydra.yaml", "overrides.yaml")  # what Hydra wri
 class Command:
     """What happens during one call of the command line: Hydra calls back, and keeps return values to itself."""
 
-    jobs: dict[Path, str | None] = field(default_factory=dict)  # of a sweep: run directory → what went wrong, or None
+    jobs: list[dict[str, Any]] = field(default_factory=list)  # records of those that ran in this process
     begun: bool = False
     # Of a sweep: its folder; the settings of its jobs; where jobs in other processes leave records; does one choose settings?
     sweep: Path | None = None
     expected: list[str] = field(default_factory=list)
     records: Path | None = None
+    announcer: Announcer | None = None
     search: bool = False
     # Raised when Hydra has returned, which would print a line of its own.
     refusal: ClplatformError | None = None
@@ -62,8 +65,9 @@ class Command:
     def tidy(self) -> None:
         """Take away new folders that nothing was put into."""
         for folder in self.new:
-            if folder.is_dir() and [p.name for p in folder.iterdir()] == ["multirun.yaml"]:
-                (folder / "multirun.yaml").unlink()
+            if folder.is_dir() and {p.name for p in folder.iterdir()} <= {"multirun.yaml", TOTAL}:
+                for name in ("multirun.yaml", TOTAL):
+                    (folder / name).unlink(missing_ok=True)
             remove_empty(folder)
 
 
@@ -184,6 +188,9 @@ class Folders(Callback):
             searched = [str(o.input_line) for o in typed(config) if o.is_sweep_override()]
             left = continue_search(config, resolved(config), searched)
             _command.expected = [f"trial {i + 1}" for i in range(left)]
+        assert _command.sweep is not None
+        if _command.expected:
+            write_total(_command.sweep, len(_command.expected))
         if not str(config.hydra.launcher._target_).endswith(".BasicLauncher"):
             begin_apart(config)
 
@@ -202,6 +209,7 @@ def begin_apart(config: DictConfig) -> None:
     with read_write(config):
         config.hydra.overrides.hydra.append(f"+hydra.job.env_set.{RECORDS}='{_command.records}'")
     print(f"What the jobs print goes to {_command.records}", flush=True)
+    _command.announcer = Announcer(_command.records, len(_command.expected))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if "submitit" in str(config.hydra.launcher._target_):
         wait_for_all()
@@ -235,19 +243,20 @@ def job(config: DictConfig) -> float | None:
     settings = re.sub(r"\\([{}])", r"\1", " ".join(overrides))  # Hydra's sweeper has made $\{seed\} of ${seed}
     number = context.job.num if sweep else 0
     apart = context.job.env_set.get(RECORDS)
-    record = Path(apart) / f"{number}.json" if apart else None
+    path = Path(apart) / f"{number}.json" if apart else None
+    begun = record(run_dir, settings)
     if sweep:
         print(f"Job {number + 1}: {settings}", flush=True)
-    if record is not None:
-        write_record(record, run_dir, settings, LOST)
+    if path is not None:
+        write_json(path, begun)
     value, reason = None, None
     try:
         with refusals(run_dir, overrides):
             values = resolved(config)
             own = [Path(source.path) for source in context.runtime.config_sources if source.schema == "file"]
             notices = drop_ghosts(values, pages("strategy", own))
-            if record is not None:
-                value = run_apart(values, run_dir, notices=notices, record=record)
+            if path is not None:
+                value = run_apart(values, run_dir, notices=notices, record=path)
             else:
                 value = (sweep_job if sweep else show)(values, run_dir, notices=notices)
     except Exception as error:
@@ -260,13 +269,14 @@ def job(config: DictConfig) -> float | None:
     search = sweep and not str(context.sweeper._target_).endswith(".BasicSweeper")
     if search and value is None and reason is None:
         reason = "a search chooses by validation data, of which there are none; give stream.validation_fraction=0.1"
-    if record is not None:
-        write_record(record, run_dir, settings, reason, value)
+    if path is not None:
+        write_json(path, ended(begun, reason, value))
         print(f"Job {number + 1}: {'complete' if reason is None else 'failed'}", flush=True)
     elif sweep:
-        _command.jobs[run_dir] = reason
+        _command.jobs.append(ended(begun, reason, value))
         if reason is not None:
             tell(f"job {run_dir.name} ({settings}) failed: {reason}")
+        print(describe(_command.jobs, max(len(_command.expected), len(_command.jobs))), flush=True)
     return value  # a search takes None for a failed trial
 
 
@@ -307,8 +317,10 @@ def finish_sweep(error: Exception | None = None) -> int:
     from clplatform.report import report
 
     assert _command.sweep is not None
+    if _command.announcer is not None:
+        _command.announcer.stopped.set()
     left = records()
-    jobs = {**_command.jobs, **{Path(found["run"]): found["problem"] for found in left.values()}}
+    jobs = {Path(found["run"]): found["problem"] for found in (*_command.jobs, *left.values())}
     there = [p.parent for p in _command.sweep.glob("*/results.json")] if _command.search else jobs
     readable = [path for path in there if (path / "results.json").exists()]
     if readable:

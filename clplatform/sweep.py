@@ -28,7 +28,6 @@ from clplatform.report import write_report
 from clplatform.run import objective, show
 from clplatform.types import ClplatformError
 
-LOST = "its process ended without a word"
 LOCK = ".lock"
 SKIPPED = "{}: complete already"
 PARENT = os.getppid()  # whoever has started this process: another one when that has ended
@@ -79,18 +78,6 @@ def alone(run_dir: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-# -- records ---------------------------------------------------------------------------------------------------------
-
-
-def write_record(path: Path, run_dir: Path, settings: str, problem: str | None, value: float | None = None) -> None:
-    write_json(path, {"run": str(run_dir), "settings": settings, "problem": problem, "value": value})
-
-
-def read_records(folder: Path) -> dict[int, dict[str, Any]]:
-    """Number of the job → what it has left."""
-    return {int(path.stem): read_json(path) for path in sorted(folder.glob("*.json"), key=lambda p: int(p.stem))}
 
 
 # -- a process for a job -----------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from clplatform.metric.score import is_share
+from clplatform.progress import read_total, time_left
 from clplatform.report.format import NONE, metric_value
 from clplatform.report.run import Run, find_runs, load_run, number
 from clplatform.tracking.tables import duration, print_matrix, tolerate
@@ -216,6 +217,20 @@ def sweep_view(path: Path) -> View:
     over = compared.exists() and compared.stat().st_mtime >= newest
     quiet = all(run.status == "completed" for run in runs) and not empty and time.time() - newest > SETTLED
     ended = all(run.status != "running" for run in runs) and (over or quiet)
-    head = Text.assemble((str(path), "bold"), f"   {done} of {len(runs) + len(empty)} runs complete")
+    head = Text.assemble(
+        (str(path), "bold"), f"   {done} of {max(len(runs) + len(empty), read_total(path))} runs complete"
+    )
+    if not ended and (left := sweep_seconds_left(path, runs, len(empty))) is not None:
+        head.append(f"   about {duration(round(left))} left", style="cyan")
     failed = any(run.status == "failed" for run in runs) or (ended and bool(empty))
     return View(Group(head, table), ended, failed, [(r.status, r.n_learned) for r in runs])
+
+
+def sweep_seconds_left(path: Path, runs: list[Run], n_starting: int) -> float | None:
+    """None before a run is complete."""
+    took = [number(run.part("cost").get("seconds")) or 0.0 for run in runs if run.status == "completed"]
+    if not took:
+        return None
+    mean = sum(took) / len(took)
+    going = [left if (left := seconds_left(run)) is not None else mean for run in runs if run.status == "running"]
+    return time_left(mean, [*going, *[mean] * n_starting], read_total(path) - len(runs) - n_starting)
