@@ -147,7 +147,8 @@ def untuned(config: dict[str, Any]) -> dict[str, Any]:
         for part in path:
             node = node[part]
         node[key] = value
-    del found["protocol"]["chosen"]
+    for name in ("chosen", "selection"):
+        found["protocol"].pop(name, None)
     return found
 
 

@@ -46,7 +46,7 @@ KINDS: dict[str, Any] = {
     "seed": Annotated[int, Ge(0)],
     "lr_factors": list[Annotated[float, Gt(0)]],
 }
-CHOSEN, BEFORE = "chosen", "before"  # what a tuned configuration has more in its protocol
+CHOSEN, BEFORE, SELECTION = "chosen", "before", "selection"  # what a tuned configuration has more in its protocol
 
 
 @dataclass
@@ -137,8 +137,22 @@ def tune_first(config: Config, root: Path, execute: Execute, tell: Callable[[str
     record = tuned_record(config, base, folder, execute, tell)
     chosen: Settings = record["chosen"]
     done = with_settings(config, chosen)
-    done["protocol"] = {**config["protocol"], CHOSEN: chosen, BEFORE: {name: get(config, name) for name in chosen}}
+    before = {name: get(config, name) for name in chosen}
+    done["protocol"] = {**config["protocol"], CHOSEN: chosen, BEFORE: before, SELECTION: selection(record)}
     return done, sentence(record, config["protocol"])
+
+
+def selection(record: Config) -> dict[str, Any]:
+    """What a comparison says of the trials: how many, seconds, the score of the settings as given and of those chosen."""
+    trials = record["trials"]
+    return {
+        "trials": len(trials),
+        "failed": sum(t["problem"] is not None for t in trials),
+        "seconds": sum(t["seconds"] for t in trials),
+        "metric": record.get("metric", "accuracy"),
+        "given": None if trials[0]["problem"] else trials[0]["score"],
+        "score": record["score"],
+    }
 
 
 def sentence(record: Config, protocol: Config) -> str:

@@ -21,6 +21,7 @@ from clplatform.report.pareto import pareto_parts
 from clplatform.report.ranking import ranking
 from clplatform.report.run import Matrix, Run, load_run
 from clplatform.report.scores import averages_of_others
+from clplatform.report.selection import selection
 from clplatform.report.sensitivity import sensitivities
 from clplatform.types import ClplatformError
 
@@ -126,7 +127,7 @@ def _headlines(found: list[Setting]) -> list[Headline]:
 def _section(index: int, setting: Setting, output: Path, against_joint: bool, maps: int) -> Section:
     """One setting: averages, how sure they are, curves, trade-offs, heat maps, differences in settings, and every run."""
     name = f"setting-{index + 1}"
-    parts: list[Part] = [*budget_parts(setting), averages(setting)]
+    parts: list[Part] = [*budget_parts(setting), averages(setting), *selection(setting, output)]
     sure = intervals(setting)
     parts += [sure] if sure else []
     parts += averages_of_others(setting)

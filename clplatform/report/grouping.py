@@ -15,7 +15,7 @@ from clplatform.report.run import Run
 # Settings that change no numbers, or only by chance: seeds, names, places, machinery.
 NEUTRAL = re.compile(
     r"^(seed|stream\.seed|stream\.class_order|name|num_workers|threads|references|evaluate_(every|samples)|keep_models)$"
-    r"|^(hydra|tracking|checkpoint|experiment|protocol\.(chosen|before))(\.|$)|\._tune_\.|^tuning\._target_$"
+    r"|^(hydra|tracking|checkpoint|experiment|protocol\.(chosen|before|selection))(\.|$)|\._tune_\.|^tuning\._target_$"
     r"|(_dir|path|folder)$"
 )
 # Settings that decide how much a run may see, keep and train: groups that differ in them are not on an equal footing.

@@ -99,9 +99,15 @@ def test_seeds_share_their_trials_and_run_with_what_did_best(capsys: pytest.Capt
         assert used["strategy"]["ewc"]["strength"] == best["settings"]["strategy.ewc.strength"]
         record = json.loads((run / "results.json").read_text())
         assert record["protocol"]["chosen"] == tuning["chosen"]
+        told = record["protocol"]["selection"]
+        assert (told["trials"], told["failed"], told["given"], told["score"]) == (3, 0, scores[0], max(scores))
+        assert told["seconds"] == pytest.approx(sum(t["seconds"] for t in tuning["trials"]))
         assert any(note.startswith("Tuned first: 3 trials on the first 2 experiences") for note in record["notes"])
         assert identity(used) == run.name  # so that the same command finds it again
         assert untuned(used)["strategy"]["ewc"]["strength"] == 1000.0
+    compared = Path("out/comparison.md").read_text()
+    (row,) = [line for line in compared.splitlines() if line.startswith("| ewc | 3 | 0 |")]
+    assert f"{100 * scores[0]:.1f} % | {100 * max(scores):.1f} % | lr=" in row
     again = call(capsys, "-m", *TUNED, "seed=1,2", "hydra.sweep.dir=out")
     assert again.out.count("complete already") == 2
     assert "tuning ewc" not in again.out
