@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from clplatform.data import predicted
-from clplatform.head.span import best_spans
+from clplatform.head.span import best_spans, over_windows
 from clplatform.metric.spans import scheme, spans
 from clplatform.saved import Saved, check_texts
 from clplatform.stream.question_tokens import tokenize_questions
@@ -108,7 +108,8 @@ class Answerer(Saved):
     columns: ClassVar[list[str]] = ["question", "context"]
 
     def predict(self, inputs: Any, *, task: int | None = None, top: int = 1, batch_size: int = BATCH) -> list[Answer]:
-        """Answers to pairs of question and context; what of a context does not fit into the model is not looked at.
+        """Answers to pairs of question and context. Too long a context is read as in training: in windows, or only its
+        beginning.
 
         Args:
             top: not used.
@@ -117,17 +118,25 @@ class Answerer(Saved):
         if pairs and isinstance(pairs[0], str):
             raise ClplatformError(f"sample 0: {pairs[0]!r} is not a pair of question and context")
         assert self.info.input.max_length is not None
-        columns, offsets, _ = tokenize_questions(self.tokenizer, pairs, self.info.input.max_length)
-        found: list[Answer] = []
+        windows = tokenize_questions(self.tokenizer, pairs, self.info.input.max_length, self.settings.get("stride"))
+        found: list[tuple[Tensor, ...]] = []
         with torch.inference_mode():
-            for batch in self.batches(columns, task, batch_size):
+            for batch in self.batches(windows.columns, task, batch_size):
                 logits = self.learner(batch).logits.float()
-                ends = best_spans(logits)
-                probabilities = logits.softmax(2).gather(2, ends[:, :, None])[:, :, 0].prod(1).tolist()
-                for (a, b), p in zip(ends.tolist(), probabilities, strict=True):
-                    i = len(found)
-                    found.append(_answer(pairs[i], int(offsets[i, a, 0]), int(offsets[i, b, 1]), p))
-        return found
+                ends, score, none = best_spans(logits)
+                likely = logits.softmax(2)
+                spans = likely.gather(2, ends[:, :, None])[:, :, 0].prod(1)
+                found.append((score, none, ends, spans, likely[:, :, 0].prod(1)))
+        if not found:
+            return []
+        score, none, ends, spans, nothing = (torch.cat(column).cpu() for column in zip(*found, strict=True))
+        window, answered = over_windows(windows.pair, score, none)
+        answers = []
+        for pair, w, has_answer in zip(pairs, window.tolist(), answered.tolist(), strict=True):
+            (a, b), offsets = ends[w].tolist(), windows.offsets[w]
+            places = (int(offsets[a, 0]), int(offsets[b, 1])) if has_answer else (0, 0)
+            answers.append(_answer(pair, *places, float((spans if has_answer else nothing)[w])))
+        return answers
 
 
 def _answer(pair: tuple[str, str], start: int, end: int, probability: float) -> Answer:

@@ -16,7 +16,7 @@ from sklearn.metrics import f1_score
 from torch import Tensor
 
 from clplatform.data import by_length, predicted
-from clplatform.head.span import best_spans
+from clplatform.head.span import best_spans, over_windows
 from clplatform.learner import Learner
 from clplatform.metric.spans import OUTSIDE, scheme, span_f1, spans
 from clplatform.metric.text import TEXT_SCORES
@@ -143,17 +143,25 @@ def token_classification(
 
 
 def answers(learner: Learner, stream: Any, data: Data, batch_size: int) -> list[tuple[str, Any, str]]:
-    """Of every sample what was read, the references, and the span that the model finds."""
+    """Of every question what was read, the references, and the span that the model finds in all windows of its context."""
     data, back = by_length(data)
-    rows: list[tuple[str, Any, str]] = []
+    found: list[tuple[Tensor, ...]] = []
     with evaluating(learner):
         for batch in learner.batches(data, batch_size=batch_size):
-            index, ends = batch["index"].cpu(), best_spans(learner(batch).logits).cpu()
-            places = stream.offsets[index[:, None], ends]  # [B, 2, 2]
-            for i, start, end in zip(index.tolist(), places[:, 0, 0].tolist(), places[:, 1, 1].tolist(), strict=True):
-                read, references = stream.texts[i]
-                rows.append((read, references, read[start:end].strip()))  # some tokens begin with a space
-    return [rows[place] for place in back.tolist()]
+            ends, score, none = (x.cpu() for x in best_spans(learner(batch).logits))
+            index = batch["index"].cpu()
+            question = batch["question"].cpu() if "question" in batch else index
+            found.append((question, score, none, index, ends))
+    question, score, none, index, ends = (torch.cat(column)[back] for column in zip(*found, strict=True))
+    window, answered = over_windows(question, score, none)
+    places = stream.offsets[index[window, None], ends[window]]  # [Q, 2, 2]
+    rows: list[tuple[str, Any, str]] = []
+    for i, start, end in zip(index[window].tolist(), places[:, 0, 0].tolist(), places[:, 1, 1].tolist(), strict=True):
+        read, references = stream.texts[i]
+        rows.append(
+            (read, references, read[start:end].strip() if answered[len(rows)] else "")
+        )  # some tokens begin with a space
+    return rows
 
 
 def question_answering(learner: Learner, stream: Stream, data: Data, batch_size: int) -> Scores:
@@ -222,6 +230,14 @@ def confusion(learner: Learner, stream: Stream, batch_size: int) -> list[list[in
     return counts.view(k, k).tolist()
 
 
+def first_samples(data: Any, n: int) -> Tensor:
+    """Where the first `n` samples are, int64; all windows of the first questions, where contexts are read in several."""
+    questions = data.columns.get("question")
+    if questions is None:
+        return torch.arange(min(n, len(data)))
+    return torch.isin(questions, questions.unique()[:n]).nonzero()[:, 0]
+
+
 def samples(learner: Learner, stream: Stream, batch_size: int, n: int = 3) -> list[dict[str, Any]]:
     """The first `n` test samples of every experience seen so far, with what the model writes; none where it does not."""
     if learner.info.problem not in ("seq2seq", "question_answering"):
@@ -229,7 +245,7 @@ def samples(learner: Learner, stream: Stream, batch_size: int, n: int = 3) -> li
     write_or_find = write if learner.info.problem == "seq2seq" else answers
     found = []
     for experience in list(stream)[: len(learner.seen)]:
-        first = experience.test.select(torch.arange(min(n, len(experience.test))))
+        first = experience.test.select(first_samples(experience.test, n))
         for source, reference, written in write_or_find(learner, stream, first, batch_size):
             found.append({"experience": experience.index, "source": source, "reference": reference, "written": written})
     return found

@@ -52,12 +52,15 @@ class Saved:
         learner: the model, in eval mode.
         folder: where it was saved.
         tokenizer: of text models.
+        settings: of the stream that it has learned.
     """
 
     columns: ClassVar[list[str]] = ["text"]  # of tables that `clplatform predict` reads
 
-    def __init__(self, learner: Learner, folder: Path, tokenizer: Any = None) -> None:
-        self.learner, self.folder, self.tokenizer = learner, folder, tokenizer
+    def __init__(
+        self, learner: Learner, folder: Path, tokenizer: Any = None, settings: dict[str, Any] | None = None
+    ) -> None:
+        self.learner, self.folder, self.tokenizer, self.settings = learner, folder, tokenizer, settings or {}
         self.info: StreamInfo = learner.info
 
     def batches(self, columns: dict[str, Tensor], task: int | None, batch_size: int) -> Iterator[dict[str, Tensor]]:
@@ -217,7 +220,7 @@ def load(path: str | Path, *, device: str = "cpu", trust: tuple[str, ...] | str 
 
         tokenizer = load_tokenizer(folder)
     try:
-        return predictor_of(info.problem)(learner.eval().to(device), folder, tokenizer)
+        return predictor_of(info.problem)(learner.eval().to(device), folder, tokenizer, saved["config"]["stream"])
     except (RuntimeError, AssertionError) as error:
         raise ClplatformError(f"device={device}: {str(error).partition(chr(10))[0]}") from None
 

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from span_world import config, experiment, run
+from composed import configuration
+from composed import experiment as composed_experiment
+from span_world import config, contexts, experiment, run, squad
 from strategies import NAMES as STRATEGIES
 from strategies import from_page
 from torch.nn import functional as F
 
+from clplatform import build
 from clplatform.data import concat, predicted
 from clplatform.evaluate import answers, evaluate_row, score
 from clplatform.experiment import Experiment
-from clplatform.head.span import best_spans
+from clplatform.head.span import best_spans, over_windows
 from clplatform.protocol.tune_first import FirstExperiences
 from clplatform.run import execute
-from clplatform.types import IGNORED, MASKED, ClplatformError
+from clplatform.saved import load
+from clplatform.types import IGNORED, MASKED, ClplatformError, Output
 
 PROBLEMS = ("token_classification", "question_answering")
 METRIC = {"token_classification": "span_f1", "question_answering": "answer_f1"}
@@ -200,23 +205,31 @@ def test_trials_of_a_protocol_are_scored_on_the_validation_split(problem: str, t
 
 def test_best_spans_are_those_of_a_search_over_all() -> None:
     generator = torch.Generator().manual_seed(0)
-    for n in (1, 2, 7, 40):
+    for n in (2, 7, 40):
         logits = torch.randn(6, 2, n, generator=generator)
-        found = best_spans(logits)
-        for row, (a, b) in zip(logits, found.tolist(), strict=True):
-            allowed = [(i, j) for i in range(n) for j in range(i, min(n, i + 30)) if i > 0 or j == 0]
+        for row, (a, b), score_, none in zip(logits, *(x.tolist() for x in best_spans(logits)), strict=True):
+            allowed = [(i, j) for i in range(1, n) for j in range(i, min(n, i + 30))]
             assert (a, b) == max(allowed, key=lambda s: float(row[0, s[0]] + row[1, s[1]]))
+            assert score_ == float(row[0, a] + row[1, b]) and none == float(row[0, 0] + row[1, 0])
+
+
+def test_the_best_window_of_a_question_answers_it() -> None:
+    generator = torch.Generator().manual_seed(1)
+    questions = torch.tensor([7, 7, 7, 2, 9, 9, 2, 5])
+    for _ in range(20):
+        score_, none = torch.randn(8, generator=generator), torch.randn(8, generator=generator)
+        window, answered = over_windows(questions, score_, none)
+        for i, question in enumerate([7, 2, 9, 5]):
+            own = [k for k in range(8) if questions[k] == question]
+            assert window[i] == max(own, key=lambda k: float(score_[k]))
+            assert answered[i] == (max(score_[own]) > min(none[own]))
+    window, answered = over_windows(torch.zeros(0).long(), torch.zeros(0), torch.zeros(0))
+    assert window.tolist() == answered.tolist() == []
 
 
 def test_answers_are_read_where_the_model_points(tmp_path: Path) -> None:
     made = experiment("question_answering", tmp_path, "strategy=finetuning")
     learner, stream = made.learner, made.stream
-
-    def perfect(batch: Any) -> Any:
-        from clplatform.types import Output
-
-        logits = torch.zeros(len(batch["labels"]), 2, batch["input_ids"].shape[1])
-        return Output(logits.scatter(2, batch["labels"].clamp(min=0)[:, :, None], 1.0), logits)
 
     learner.forward = perfect
     for e in stream:
@@ -224,6 +237,85 @@ def test_answers_are_read_where_the_model_points(tmp_path: Path) -> None:
         assert [row[2] for row in rows] == [row[1][0] for row in rows]
         assert score(learner, stream, e, e.test, 3) == {"answer_f1": 1.0, "exact_match": 1.0}
         assert all(row[0].startswith(f"what is {e.name} ?\n") for row in rows)
+
+
+def perfect(batch: Any) -> Output:
+    """A model that points at the labels, and elsewhere is sure that there is no answer."""
+    logits = torch.zeros(len(batch["labels"]), 2, batch["input_ids"].shape[1])
+    return Output(logits.scatter(2, batch["labels"].clamp(min=0)[:, :, None], 1.0), logits)
+
+
+def long_contexts(folder: Path) -> list[str]:
+    """Contexts of which 24 tokens hold a part only, and answers anywhere in them."""
+    folder.mkdir(parents=True)
+    filler = "it was and it is and it will be as it ever was in all of the days and nights "
+    texts = [filler * (i % 4) + text + " " + filler * (3 - i % 4) for i, text in enumerate(contexts("color", 24))]
+    (folder / "color.json").write_text(json.dumps(squad("color", texts, impossible=True)))
+    return [
+        "stream=question_answering",
+        f"stream.data_dir={folder}",
+        "stream.max_length=24",
+        "stream.tokenizer_vocab_size=400",
+    ]
+
+
+def test_a_long_context_is_read_in_windows(tmp_path: Path) -> None:
+    files = long_contexts(tmp_path / "data")
+    config = configuration(*files, "stream.stride=6", "backbone=transformer_text", "strategy=finetuning")
+    stream: Any = build.build_stream(config, None)
+    data = stream[0].train
+    columns = data.columns
+    shown = columns["answerable"].bool()
+    shown[:, 0] = False
+    for question in columns["question"].unique().tolist():
+        own = (columns["question"] == question).nonzero()[:, 0]
+        text, references = stream.texts[columns["index"][own[0]]]
+        begun, found = text.index("\n") + 1, []
+        read: set[int] = set()
+        before: set[tuple[int, int]] = set()
+        for k, row in enumerate(own.tolist()):
+            places = stream.offsets[columns["index"][row]]
+            tokens = places[shown[row]].tolist()
+            assert k == 0 or len({(a, b) for a, b in tokens} & before) == 6  # shared with the window before
+            before = {(a, b) for a, b in tokens}
+            read |= {i for a, b in tokens for i in range(a, b)}
+            start, end = columns["labels"][row].tolist()
+            if (start, end) != (0, 0):
+                found.append(text[places[start, 0] : places[end, 1]].strip())
+        assert {i for i in range(begun, len(text)) if not text[i].isspace()} <= read  # nothing is cut
+        assert found == [references[0]] * len(found) and (found or not references[0])
+    assert any("contexts are read in several windows of stream.max_length=24 tokens" in note for note in stream.notes)
+    assert not any("cut" in note for note in stream.notes)
+
+
+@pytest.mark.parametrize(("stride", "right"), [("null", False), ("6", True)])
+def test_what_stands_behind_the_first_tokens_is_found_with_windows_only(
+    stride: str, right: bool, tmp_path: Path
+) -> None:
+    files = [*long_contexts(tmp_path / "data"), f"stream.stride={stride}", "backbone=transformer_text"]
+    made = composed_experiment(
+        tmp_path / "run", *files, "backbone.size=16", "strategy=replay", "strategy.replay.policy=reservoir"
+    )
+    results = made.run()
+    assert [len({row["source"] for row in rows}) for rows in results.samples] == [3, 3]
+    loaded = load(tmp_path / "run" / "model")
+    e = made.stream[0]
+    rows = answers(made.learner, made.stream, e.test, 3)
+    pairs = [tuple(row[0].split("\n", 1)) for row in rows]
+    assert len(set(pairs)) == len(pairs)
+    assert [answer.answer for answer in loaded.predict(pairs)] == [row[2] for row in rows]
+    made.learner.forward = perfect  # type: ignore[method-assign]
+    assert (score(made.learner, made.stream, e, e.test, 3)["exact_match"] == 1.0) == right  # type: ignore[index]
+
+
+def test_a_window_must_bring_something_new(tmp_path: Path) -> None:
+    config = configuration(
+        *long_contexts(tmp_path / "data"), "stream.stride=10", "backbone=transformer_text", "strategy=finetuning"
+    )
+    with pytest.raises(
+        ClplatformError, match=r"stream.stride=10: a window of stream.max_length=24 tokens has \d+ for its part"
+    ):
+        build.build_stream(config, None)
 
 
 def test_no_answer_is_where_the_question_or_padding_is(tmp_path: Path) -> None:

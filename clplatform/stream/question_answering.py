@@ -16,11 +16,11 @@ from clplatform.data import TensorData
 from clplatform.stream.base import InMemoryStream, make_experiences, task_label
 from clplatform.stream.image_files import data_folder, missing
 from clplatform.stream.language import choose
-from clplatform.stream.question_tokens import tokenize_questions
+from clplatform.stream.question_tokens import Windows, tokenize_questions
 from clplatform.stream.squad import SUFFIX, Question, QuestionDomain, json_files, name_squads, read_questions
 from clplatform.stream.text_domains import find_path
 from clplatform.stream.train_tokenizer import train_tokenizer
-from clplatform.types import IGNORED, Batch, ClplatformError, InputSpec, StreamInfo
+from clplatform.types import IGNORED, ClplatformError, InputSpec, StreamInfo
 
 Fraction = Annotated[float, Ge(0), Lt(1)]
 
@@ -29,7 +29,7 @@ def question_answering(
     *, name: str, data_dir: str | None, paths: list[str] | None, domains: list[str] | None,
     scenario: Literal["domain_incremental", "task_incremental"], seed: Annotated[int, Ge(0)] | None,
     validation_fraction: Fraction, test_fraction: Fraction, limit: Annotated[int, Ge(1)] | None,
-    max_length: Annotated[int, Ge(16)], tokenizer_vocab_size: Annotated[int, Ge(100)],
+    max_length: Annotated[int, Ge(16)], stride: Annotated[int, Ge(0)] | None, tokenizer_vocab_size: Annotated[int, Ge(100)],
     tokenizer_on: Literal["first", "all"], tokenizer: Any = None,
 ) -> InMemoryStream:  # fmt: skip
     """Questions in SQuAD's format, with or without such that have no answer; an experience for each domain.
@@ -41,7 +41,8 @@ def question_answering(
             shuffled by `seed`.
         validation_fraction, test_fraction: see `read_questions`.
         limit: training questions of a domain at most: the first.
-        max_length: tokens of question and context; longer contexts are cut.
+        max_length: tokens of question and context.
+        stride: see `tokenize_questions`.
         tokenizer: of the pretrained backbone, given by the platform; None: one is trained.
 
     Raises:
@@ -57,7 +58,7 @@ def question_answering(
         domain.train = domain.train[:limit]
     if tokenizer is None:
         tokenizer = _train(chosen if tokenizer_on == "all" else chosen[:1], tokenizer_vocab_size, tokenizer_on, notes)
-    encode = Encode(tokenizer, max_length)
+    encode = Encode(tokenizer, max_length, stride)
     parts = [encode.domain(domain, task_label(scenario, i)) for i, domain in enumerate(chosen)]
     info = StreamInfo(
         name=name,
@@ -109,6 +110,7 @@ class Encode:
 
     tokenizer: Any
     max_length: int
+    stride: int | None = None
     texts: list[tuple[str, str | list[str]]] = field(default_factory=list)
     offsets: list[Tensor] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
@@ -126,38 +128,57 @@ class Encode:
         return part
 
     def __call__(self, questions: list[Question], task: int, *, train: bool) -> TensorData:
-        """`labels` [N, 2] are the tokens at which the first answer begins and ends, (0, 0) if there is none. An answer that
-        was cut away cannot be learned: such rows are left out of the training data, and have no labels elsewhere."""
-        columns, offsets, cut = tokenize_questions(
-            self.tokenizer, [(q.text, q.context) for q in questions], self.max_length
+        """`labels` [N, 2] are the tokens at which the first answer begins and ends, (0, 0) if there is none. Where contexts
+        are cut, an answer that was cut away cannot be learned: such rows are left out of the training data, and have no
+        labels elsewhere. Where they are read in windows, a row is a window, and one without the whole answer has none;
+        `question` [N] says to which question it belongs."""
+        found = tokenize_questions(
+            self.tokenizer, [(q.text, q.context) for q in questions], self.max_length, self.stride
         )
-        labels = self._labels(questions, columns, offsets)
-        index = torch.arange(len(self.texts), len(self.texts) + len(questions))
-        self.texts += [(f"{q.text}\n{q.context}", q.references) for q in questions]
-        self.offsets.append(offsets)
+        labels = self._labels(questions, found)
         lost = labels[:, 0] == IGNORED
-        what = "training" if train else "validation and test"
-        self._count(f"questions and contexts are cut to stream.max_length={self.max_length} tokens", cut)
-        self._count(
-            f"{what} answers are cut away" + (", and their questions left out" if train else ""), int(lost.sum())
-        )
-        self._count("questions", len(questions))
-        whole = TensorData({**columns, "labels": labels, "task_labels": torch.full_like(index, task), "index": index})
+        first, n = len(self.texts), len(found.pair)
+        index = torch.arange(first, first + n)
+        self.texts += [(f"{q.text}\n{q.context}", q.references) for q in (questions[i] for i in found.pair.tolist())]
+        self.offsets.append(found.offsets)
+        self._note(questions, found, lost, train=train)
+        columns = {**found.columns, "labels": labels, "task_labels": torch.full_like(index, task), "index": index}
+        if self.stride is not None:
+            labels[lost] = 0
+            return TensorData({**columns, "question": first + found.pair})
+        whole = TensorData(columns)
         return whole.select((~lost).nonzero()[:, 0]) if train and lost.any() else whole
+
+    def _note(self, questions: list[Question], found: Windows, lost: Tensor, *, train: bool) -> None:
+        what = "training" if train else "validation and test"
+        n = len(questions)
+        if self.stride is None:
+            self._count(f"questions and contexts are cut to stream.max_length={self.max_length} tokens", found.n_cut)
+            left_out = ", and their questions left out" if train else ""
+            self._count(f"{what} answers are cut away{left_out}", int(lost.sum()))
+        else:
+            several = int((found.pair.bincount(minlength=n) > 1).sum())
+            seen = torch.zeros(n, dtype=torch.bool).index_fill(0, found.pair[~lost], True)
+            self._count(f"contexts are read in several windows of stream.max_length={self.max_length} tokens", several)
+            self._count(f"questions are cut to {self.max_length // 2} tokens", found.n_cut)
+            self._count(f"{what} answers are in no window as a whole", int((~seen).sum()))
+        self._count("questions", n)
 
     def _count(self, what: str, n: int) -> None:
         self.counts[what] = self.counts.get(what, 0) + n
 
-    def _labels(self, questions: list[Question], columns: Batch, offsets: Tensor) -> Tensor:
-        """int64 [N, 2]."""
-        answered = torch.tensor([bool(q.answers) for q in questions])
+    def _labels(self, questions: list[Question], found: Windows) -> Tensor:
+        """int64 [N, 2]; `IGNORED` where there is an answer, and not in the window."""
+        own = found.pair
+        answered = torch.tensor([bool(q.answers) for q in questions])[own]
         ends = [(q.answers[0][1], q.answers[0][1] + len(q.answers[0][0])) if q.answers else (0, 0) for q in questions]
         shift = torch.tensor([len(q.text) + 1 for q in questions])
-        start, end = (torch.tensor([e[i] for e in ends]) + shift for i in (0, 1))
-        open_ = columns["answerable"].bool()
+        start, end = ((torch.tensor([e[i] for e in ends]) + shift)[own] for i in (0, 1))
+        open_, offsets = found.columns["answerable"].bool(), found.offsets
         open_[:, 0] = False
         within = open_ & (offsets[:, :, 1] > start[:, None]) & (offsets[:, :, 0] < end[:, None])
-        reached = (offsets[:, :, 1].amax(1) >= end) & within.any(1)
+        begins = offsets[:, :, 0].masked_fill(~open_, torch.iinfo(torch.int64).max).amin(1) <= start
+        reached = begins & (offsets[:, :, 1].amax(1) >= end) & within.any(1)
         n = within.shape[1]
         first = within.int().argmax(1)
         last = n - 1 - within.flip(1).int().argmax(1)

@@ -17,7 +17,7 @@ from clplatform.types import IGNORED, ClplatformError
 
 OPTIONS: dict[str, Any] = {
     "name": "mine", "data_dir": "data", "paths": None, "domains": None, "scenario": "domain_incremental", "seed": None,
-    "validation_fraction": 0.2, "test_fraction": 0.2, "limit": None, "max_length": 48, "tokenizer_vocab_size": 400,
+    "validation_fraction": 0.2, "test_fraction": 0.2, "limit": None, "max_length": 48, "stride": None, "tokenizer_vocab_size": 400,
     "tokenizer_on": "all",
 }  # fmt: skip
 
