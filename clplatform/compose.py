@@ -190,7 +190,8 @@ class Folders(Callback):
             _command.expected = [f"trial {i + 1}" for i in range(left)]
         assert _command.sweep is not None
         if _command.expected:
-            write_total(_command.sweep, len(_command.expected))
+            with contextlib.suppress(OSError):  # Hydra makes a folder there next, and says what is wrong
+                write_total(_command.sweep, len(_command.expected))
         if not str(config.hydra.launcher._target_).endswith(".BasicLauncher"):
             begin_apart(config)
 

@@ -232,7 +232,7 @@ def confusion(learner: Learner, stream: Stream, batch_size: int) -> list[list[in
 
 def first_samples(data: Any, n: int) -> Tensor:
     """Where the first `n` samples are, int64; all windows of the first questions, where contexts are read in several."""
-    questions = data.columns.get("question")
+    questions = getattr(data, "columns", {}).get("question")
     if questions is None:
         return torch.arange(min(n, len(data)))
     return torch.isin(questions, questions.unique()[:n]).nonzero()[:, 0]
