@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import resource
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from clplatform.data import derive_seed
 from clplatform.evaluate import confusion, evaluate_row, only, samples
 from clplatform.fitting import Fitter
 from clplatform.learner import Learner
+from clplatform.metric.memory import forget_peak, peak_memory
 from clplatform.results import Results
 from clplatform.saved import save_model
 from clplatform.types import ClplatformError, Experience, ExperienceInfo, Stream
@@ -71,6 +71,7 @@ class Experiment:
     # -- the loop -------------------------------------------------------------------------------------------
     def run(self, *, resume: bool = False) -> Results:
         """Learn the stream; with `resume`, what is left of it."""
+        forget_peak(self.device)
         first = self._restore() if resume else 0
         if first == 0:
             self._before_any_training()
@@ -189,15 +190,10 @@ class Experiment:
         self.results.save(self.run_dir)
 
     def _cost(self) -> dict[str, float]:
-        peak = (
-            torch.cuda.max_memory_allocated(self.device)
-            if self.device.type == "cuda"
-            else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # kilobytes on Linux
-        )
         return {
             "seconds": sum(sum(times.values()) for times in self.results.timing),
             **self.learner.counts(),
-            "peak_memory_bytes": peak,
+            "peak_memory_bytes": peak_memory(self.device),
             **self.learner.chain.cost(),
         }
 

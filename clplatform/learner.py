@@ -82,6 +82,7 @@ class Learner(pl.LightningModule):
         self.stage_steps = 0  # optimizer steps that the current stage will take
         self.steps = 0  # optimizer steps of the whole run
         self.samples = 0  # samples of the whole run that a training step has seen, replayed ones included
+        self.trained = 0  # parameters that an optimizer of the run was given at most
         self.seconds = 0.0  # of training steps of the whole run, where a budget counts them
         self.allowance: Allowance | None = None  # what the current stage may use, if experiences have a budget
         self.flops = FlopMeter()
@@ -283,7 +284,10 @@ class Learner(pl.LightningModule):
 
     def make_optimizer(self) -> torch.optim.Optimizer:
         """A new optimizer over what is trainable now, as the strategies group it."""
-        return self.optimizer_factory(self.chain.parameter_groups(self, self.parameter_groups()))
+        optimizer = self.optimizer_factory(self.chain.parameter_groups(self, self.parameter_groups()))
+        own = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+        self.trained = max(self.trained, sum(p.numel() for p in own))
+        return optimizer
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Trainable parameters in two groups: weights, and what must not decay (biases, norms, scales)."""
@@ -295,12 +299,17 @@ class Learner(pl.LightningModule):
 
     # -- counters ------------------------------------------------------------------------------------------------
     def counts(self) -> dict[str, float]:
-        """What the run has done so far: optimizer steps, samples trained on, floating-point operations."""
-        return {"steps": self.steps, "samples": self.samples, "flops": self.flops.flush(self.backbone)}
+        """What the run has done so far: optimizer steps, samples trained on, floating-point operations, and the most
+        parameters that were trained at once."""
+        return {
+            "steps": self.steps, "samples": self.samples, "flops": self.flops.flush(self.backbone),
+            "trained_parameters": self.trained,
+        }  # fmt: skip
 
     def set_counts(self, counts: dict[str, float]) -> None:
         """Inverse of `counts`."""
         self.steps, self.samples, self.flops.total = int(counts["steps"]), int(counts["samples"]), counts["flops"]
+        self.trained = int(counts.get("trained_parameters", 0))
         self.flops.drop()
 
     # -- checkpoints -----------------------------------------------------------------------------------------------

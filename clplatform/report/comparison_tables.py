@@ -23,7 +23,7 @@ from clplatform.report.format import (
     words,
 )
 from clplatform.report.grouping import Group, Setting
-from clplatform.report.run import Run, number
+from clplatform.report.run import Run, number, trained_parameters
 
 ALWAYS = (
     "average_accuracy",
@@ -82,7 +82,7 @@ COSTS: dict[str, tuple[str, Callable[[float], str]]] = {
     "steps": ("steps", lambda value: f"{value:,.0f}"),
     "samples": ("samples trained on", lambda value: f"{value:,.0f}"),
     "peak_memory_bytes": ("peak memory", size),
-    "trainable_parameters": ("trainable parameters", lambda value: f"{value:,.0f}"),
+    "trained_parameters": ("parameters trained", lambda value: f"{value:,.0f}"),
     "extra_parameters": ("numbers held beside the model", lambda value: f"{value:,.0f}"),
     "stored_samples": ("samples stored", lambda value: f"{value:,.0f}"),
     "buffer_bytes": ("memory of them", size),
@@ -93,7 +93,7 @@ def costs(setting: Setting) -> Table:
     """What every group costs, averaged over its runs; only what some group has."""
     means: dict[str, dict[str, float]] = {}
     for group in setting.groups:
-        own = [run.part("backbone") | run.part("cost") for run in group.runs]
+        own = [{**run.part("cost"), "trained_parameters": trained_parameters(run)} for run in group.runs]
         values = {name: [v for cost in own if (v := number(cost.get(name))) is not None] for name in COSTS}
         means[group.label] = {name: mean_std(v)[0] for name, v in values.items() if v}
     used = [name for name in COSTS if any(means[group.label].get(name) for group in setting.groups)]

@@ -9,7 +9,7 @@ from clplatform.report.comparison_tables import values_of
 from clplatform.report.document import Figure, Part, Table
 from clplatform.report.format import NONE, mean_std, words
 from clplatform.report.grouping import Group, Setting
-from clplatform.report.run import Run, number
+from clplatform.report.run import Run, number, trained_parameters
 from clplatform.report.scatter import Point, scatter
 
 VARIES = 0.02  # a cost that differs by less between groups is the same
@@ -40,7 +40,7 @@ COSTS = (
     Cost("seconds", "time", SECONDS, _spent("seconds")),
     Cost("flops", "floating-point operations", FLOPS, _spent("flops")),
     Cost("memory", "peak memory", BYTES, _spent("peak_memory_bytes")),
-    Cost("trainable", "trainable parameters", NUMBERS, lambda run: number(run.part("backbone").get("trainable_parameters"))),
+    Cost("trained", "parameters trained", NUMBERS, trained_parameters),
     Cost("extra", "numbers held beside the model", NUMBERS, _spent("extra_parameters"), absent=0.0),
     Cost("buffer", "memory of stored samples", BYTES, _spent("buffer_bytes"), absent=0.0),
 )  # fmt: skip

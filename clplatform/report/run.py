@@ -216,3 +216,10 @@ def number(value: Any) -> float | None:
 
 def _reason(error: Exception) -> str:
     return "it is missing" if isinstance(error, FileNotFoundError) else str(error)
+
+
+def trained_parameters(run: Run) -> float | None:
+    """How many were trained at once at most, with the head; runs of before this was recorded: those of the backbone that its
+    tuning leaves trainable, though the strategy may train fewer."""
+    recorded = number(run.part("cost").get("trained_parameters"))
+    return number(run.part("backbone").get("trainable_parameters")) if recorded is None else recorded
