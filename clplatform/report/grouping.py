@@ -26,6 +26,8 @@ BUDGET = re.compile(
 # Settings that are the same as none when they are off: runs of before there were such settings do not have them.
 OPTIONAL = re.compile(r"^(bucket_by_length|prompting|stream\.augment)$")
 PATH = re.compile(r"^[^\[\]{}]*/[^\[\]{}]*$")
+NUMBER = re.compile(r"^-?\d+(\.\d*)?(e[-+]?\d+)?$")
+LONG_NUMBER = re.compile(r"^-?\d+\.\d{6,}(e[-+]?\d+)?$")
 MEMORY = re.compile(r"\.(capacity|mem_size|memory_size|per_class)$")
 # Not continual learning: they see all data, or one experience at a time. Shown, but never the best to compare with.
 BOUNDS = {"joint", "cumulative", "independent"}
@@ -82,7 +84,7 @@ def settings(runs: Iterable[Run]) -> list[Setting]:
 
 
 def _setting(title: str, runs: list[Run]) -> Setting:
-    flat = dict(zip(map(id, runs), _short_paths([_choices(run) for run in runs]), strict=True))
+    flat = dict(zip(map(id, runs), _short([_choices(run) for run in runs]), strict=True))
     by_strategy: dict[tuple[str, str | None], list[Run]] = {}
     for run in runs:
         by_strategy.setdefault((run.strategy, run.tuning), []).append(run)
@@ -133,15 +135,23 @@ def _choices(run: Run) -> dict[str, str]:
     }
 
 
-def _short_paths(choices: list[dict[str, str]]) -> list[dict[str, str]]:
-    """Paths of one setting without the folders that all of them are in: `…/models/after_1`, `…/models/after_2` as `after_1`,
-    `after_2`."""
+def _short(choices: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Values by what sets them apart: paths of one setting without the folders that all of them are in (`after_1`, `after_2`),
+    long fractions with as many digits as it takes, four at least (`2134`, `308.9`)."""
     short: dict[tuple[str, str], str] = {}
     for key in _varied(choices):
-        paths = sorted({c[key] for c in choices if PATH.search(c.get(key, ""))})
+        values = sorted({c[key] for c in choices if key in c})
+        paths = [value for value in values if PATH.search(value)]
         if len(paths) > 1 and len({path.startswith("/") for path in paths}) == 1:
             common = os.path.commonpath(paths)
             short |= {(key, path): os.path.relpath(path, common) if common else path for path in paths}
+        if any(LONG_NUMBER.search(value) for value in values):
+            numbers = [value for value in values if NUMBER.search(value)]
+            for digits in range(4, 18):
+                written = {value: f"{float(f'{float(value):.{digits}g}'):.{max(digits, 6)}g}" for value in numbers}
+                if len(set(written.values())) == len({float(value) for value in numbers}):
+                    short |= {(key, value): text for value, text in written.items()}
+                    break
     return [{key: short.get((key, value), value) for key, value in c.items()} for c in choices]
 
 

@@ -31,6 +31,7 @@ def selection(setting: Setting, output: Path) -> list[Part]:
                 "values here are the best of many on the test data, too high for settings chosen so."
             )
         )
+        parts += _by_validation(setting)
     if any(_protocol(group) for group in setting.groups):
         rows = [[group.label, *_cells(group)] for group in setting.groups]
         header = [
@@ -49,6 +50,24 @@ def selection(setting: Setting, output: Path) -> list[Part]:
         )
         parts.append(Table(caption, header, rows, folded=len(rows) > 20))
     return parts
+
+
+def _by_validation(setting: Setting) -> list[Part]:
+    """What the search saw of each group, beside what it did not see."""
+    rows = []
+    for group in setting.groups:
+        last = [run.rows("validation_matrix")[-1] for run in group.runs if run.rows("validation_matrix")]
+        known = [[value for value in row if value is not None] for row in last]
+        seen = [sum(row) / len(row) for row in known if row]
+        tested = [value for run in group.runs if (value := run.metrics["average_accuracy"]) is not None]
+        if seen and tested:
+            rows.append((sum(seen) / len(seen), sum(tested) / len(tested), group.label))
+    if not rows:
+        return []
+    rows.sort(reverse=setting.groups[0].runs[0].higher_is_better)
+    cells = [[label, score(seen, setting.metric), score(tested, setting.metric)] for seen, tested, label in rows]
+    caption = "The trials, the best on validation data first"
+    return [Table(caption, ["strategy", "validation", "test"], cells, folded=len(cells) > 20)]
 
 
 def _protocol(group: Group) -> dict[str, Any]:

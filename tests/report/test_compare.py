@@ -52,6 +52,34 @@ def test_paths_are_named_by_what_sets_them_apart(make_run: MakeRun):
     assert {g.label for g in found.groups} == {f"replay (backbone.pretrained=after_{i})" for i in (1, 2)}
 
 
+def test_long_fractions_have_as_many_digits_as_it_takes(make_run: MakeRun):
+    def labels(*values: float) -> set[str]:
+        runs = []
+        for i, value in enumerate(values):
+            run = load_run(make_run(f"run-{i}"))
+            run.config["strategy"] = {"replay": {"capacity": value}}
+            runs.append(run)
+        return {g.own["capacity"] for setting in settings(runs) for g in setting.groups}
+
+    assert labels(2133.9104561858435, 308.97594868, 5.0) == {"2134", "309", "5"}
+    assert labels(308.97594868, 308.97584868) == {"308.9759", "308.9758"}
+    assert labels(29127.33543098181, 3.0) == {"29130", "3"}
+    assert labels(0.25, 0.125) == {"0.25", "0.125"}
+
+
+def test_trials_of_a_search_are_told_from_results(make_run: MakeRun, tmp_path: Path):
+    for i, keep in enumerate((0.9, 0.5)):
+        make_run(f"sweep/trial-{i}", keep=keep, settings={"strategy": {"replay": {"capacity": 100 * (i + 1)}}})
+    plain = report([tmp_path / "sweep"]).with_suffix(".md").read_text()
+    assert "trials" not in plain
+    (tmp_path / "sweep" / "optimization_results.yaml").write_text("name: optuna\n")
+    text = report([tmp_path / "sweep"]).with_suffix(".md").read_text()
+    assert "These runs are the trials of a search (replay 2), which chose by the validation split" in text
+    table = text[text.index("The trials, the best on validation data first") :].splitlines()
+    best = averages(tmp_path / "sweep", "trial-0")[0]  # the validation matrix of these runs is that of the test
+    assert table[4] == f"| replay (capacity=100) | {100 * best:.1f} % | {100 * best:.1f} % |"
+
+
 def test_groups_of_seeds(sweep: Path):
     path = report([sweep])
     assert path == sweep / "comparison.html"
