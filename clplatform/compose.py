@@ -117,6 +117,8 @@ def call_hydra(arguments: list[str], task: Callable[[DictConfig], Any]) -> None:
         sys.argv = argv
         os.environ.pop("HYDRA_FULL_ERROR")
         os.environ |= {} if full is None else {"HYDRA_FULL_ERROR": full}
+        if _command.announcer is not None:
+            _command.announcer.stopped.set()
         if _command.records is not None:
             signal.signal(signal.SIGTERM, handler)
 
@@ -318,8 +320,6 @@ def finish_sweep(error: Exception | None = None) -> int:
     from clplatform.report import report
 
     assert _command.sweep is not None
-    if _command.announcer is not None:
-        _command.announcer.stopped.set()
     left = records()
     jobs = {Path(found["run"]): found["problem"] for found in (*_command.jobs, *left.values())}
     there = [p.parent for p in _command.sweep.glob("*/results.json")] if _command.search else jobs

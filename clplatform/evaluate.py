@@ -158,9 +158,8 @@ def answers(learner: Learner, stream: Any, data: Data, batch_size: int) -> list[
     rows: list[tuple[str, Any, str]] = []
     for i, start, end in zip(index[window].tolist(), places[:, 0, 0].tolist(), places[:, 1, 1].tolist(), strict=True):
         read, references = stream.texts[i]
-        rows.append(
-            (read, references, read[start:end].strip() if answered[len(rows)] else "")
-        )  # some tokens begin with a space
+        answer = read[start:end].strip() if answered[len(rows)] else ""  # some tokens begin with a space
+        rows.append((read, references, answer))
     return rows
 
 

@@ -66,7 +66,7 @@ def best_spans(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def over_windows(questions: Tensor, score: Tensor, none: Tensor) -> tuple[Tensor, Tensor]:
     """The answer to each question of whose context the windows are parts (Devlin et al. 2019, § 4.3): the best span of all its
-    windows; none, if in every window that is at least as likely.
+    windows; none, if that has at least its score even in the window where it has the lowest.
 
     Args:
         questions: int64 [N], the question of each window.

@@ -11,14 +11,19 @@ from pathlib import Path
 
 import torch
 
+WORTH = (
+    2 << 30
+)  # bytes; a process that never held more holds little beside its libraries, and collecting takes half a second
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")  # of Linux
 
 
 def forget_peak(device: torch.device) -> None:
-    """Count the peak from now on, after giving back to the system what is free. Where the system cannot (not Linux, or not
-    allowed), the peak of the process stays."""
+    """Count the peak from now on, after giving back to the system what is free, if it was above `WORTH`. Where the system
+    cannot (not Linux, or not allowed), the peak of the process stays."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+        return
+    if peak_memory(device) < WORTH:
         return
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):

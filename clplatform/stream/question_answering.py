@@ -178,6 +178,9 @@ class Encode:
         open_[:, 0] = False
         within = open_ & (offsets[:, :, 1] > start[:, None]) & (offsets[:, :, 0] < end[:, None])
         begins = offsets[:, :, 0].masked_fill(~open_, torch.iinfo(torch.int64).max).amin(1) <= start
+        begins |= torch.cat([torch.tensor([True]), own[1:] != own[:-1]])[
+            : len(own)
+        ]  # the first window has the beginning
         reached = begins & (offsets[:, :, 1].amax(1) >= end) & within.any(1)
         n = within.shape[1]
         first = within.int().argmax(1)
