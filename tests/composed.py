@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 from typing import Any
 
@@ -80,4 +81,17 @@ def text_stream(folder: Path, *, pairs: bool = False, n_experiences: int = 2) ->
     return [
         "stream=text_files", f"stream.train={folder / 'train.csv'}", f"stream.test={folder / 'test.csv'}",
         f"stream.text_column={columns}", f"stream.n_experiences={n_experiences}", "stream.tokenizer_vocab_size=200",
+    ]  # fmt: skip
+
+
+def pair_stream(folder: Path) -> list[str]:
+    """Overrides for a stream of pairs of texts in JSONL files of this folder, two tasks."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for split in ("train", "test"):
+        rows = [{"input": f"{task} {word} {i}", "target": f"{word} {task}", "task": task}
+                for task in ("say", "sing") for i in range(10) for word in ("sun", "moon")]  # fmt: skip
+        (folder / f"{split}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return [
+        "stream=text_to_text", f"stream.train={folder / 'train.jsonl'}", f"stream.test={folder / 'test.jsonl'}",
+        "stream.max_length=16", "stream.max_target_length=8", "stream.tokenizer_vocab_size=300", "threads=1",
     ]  # fmt: skip

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from composed import configuration, trained
+from composed import configuration, pair_stream, trained
 from writers import CAUSAL, CONFIGS, SPEC, writer
 
 from clplatform import build
@@ -142,19 +142,6 @@ def test_logits_with_what_was_kept_are_those_of_all_read_again(model_type: str) 
 # -- from its page to its saved model -----------------------------------------------------------------------------------
 
 
-def files(folder: Path) -> list[str]:
-    """Settings for a stream of pairs in files, two tasks."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for split in ("train", "test"):
-        rows = [{"input": f"{task} {word} {i}", "target": f"{word} {task}", "task": task}
-                for task in ("say", "sing") for i in range(8) for word in ("sun", "moon")]  # fmt: skip
-        (folder / f"{split}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    return [
-        "stream=text_to_text", f"stream.train={folder / 'train.jsonl'}", f"stream.test={folder / 'test.jsonl'}",
-        "stream.max_length=16", "stream.max_target_length=8", "stream.tokenizer_vocab_size=300", "threads=1",
-    ]  # fmt: skip
-
-
 GPT2 = ["backbone=gpt2_tiny", "backbone.config.n_embd=16", "backbone.config.n_layer=1", "backbone.config.n_head=2",
         "backbone.config.n_positions=64"]  # fmt: skip
 
@@ -180,7 +167,7 @@ def pretrained(folder: Path) -> Path:
 
 def test_a_pretrained_vocabulary_gets_a_token_from_which_targets_start(tmp_path: Path) -> None:
     source = pretrained(tmp_path / "hub")
-    overrides = [*files(tmp_path), "backbone=gpt2", f"backbone.pretrained={source}", "strategy=replay"]
+    overrides = [*pair_stream(tmp_path), "backbone=gpt2", f"backbone.pretrained={source}", "strategy=replay"]
     config = configuration(*overrides)
     stream: Any = build.build_stream(config, build.build_tokenizer(config))
     spec, n = stream.info.input, stream.info.input.vocab_size - 1
@@ -220,7 +207,9 @@ def test_a_run_of_a_language_model_goes_on_with_pairs(tmp_path: Path) -> None:
     second = trained(tmp_path / "grown", *language, "backbone=gpt2", f"backbone.pretrained={hub}")
     for before, n_added in ((first, 0), (second, 1)):
         run = before.run_dir
-        config = configuration(*files(tmp_path), "backbone=gpt2", f"backbone.pretrained={run}", "strategy=finetuning")
+        config = configuration(
+            *pair_stream(tmp_path), "backbone=gpt2", f"backbone.pretrained={run}", "strategy=finetuning"
+        )
         stream = build.build_stream(config, build.build_tokenizer(config))
         learner: Any = build.build_learner(config, stream.info, build.build_strategies(config))
         old = before.learner.backbone.model.get_input_embeddings().weight

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from command import refused
-from composed import SMALL, trained
+from composed import SMALL, pair_stream, trained
 from language_world import BOS, EOS, INPUT, SYMBOLS, make_language_experiment, tiny_stream
 from strategies import from_page
 from world import same, weights
@@ -332,27 +331,14 @@ def test_written_texts_are_counted_among_the_operations() -> None:
 # -- from its page to its report ------------------------------------------------------------------------------------------------
 
 
-def pairs(folder: Path) -> list[str]:
-    """Settings for a stream of two tasks in files, whose tokenizer frames what is read."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for split in ("train", "test"):
-        rows = [
-            {"input": f"{task} {word} {i}", "target": f"{word} {task}", "task": task}
-            for task in ("say", "sing") for i in range(10) for word in ("sun", "moon")
-        ]  # fmt: skip
-        (folder / f"{split}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    return [
-        "stream=text_to_text", f"stream.train={folder / 'train.jsonl'}", f"stream.test={folder / 'test.jsonl'}",
-        "stream.max_length=16", "stream.max_target_length=8", "stream.tokenizer_vocab_size=300", "threads=1",
-    ]  # fmt: skip
-
-
 DECODER = ["backbone=transformer_decoder", "backbone.size=16", "backbone.n_layers=1", "backbone.n_heads=2",
            "backbone.inner_size=32"]  # fmt: skip
 
 
 def test_a_run_from_files_and_its_saved_model(tmp_path: Path) -> None:
-    experiment = trained(tmp_path / "run", *pairs(tmp_path), *DECODER, "strategy=lamol", "strategy.lamol.ratio=1.0")
+    experiment = trained(
+        tmp_path / "run", *pair_stream(tmp_path), *DECODER, "strategy=lamol", "strategy.lamol.ratio=1.0"
+    )
     form = Form.of(experiment.stream[0].train.fetch(torch.arange(1)), experiment.stream.info.input)
     assert (form.n_starts, form.n_ends) == (2, 2)  # <s> source </s> <s> target </s>
     assert experiment.learner.chain.strategies["lamol"].written[1][0] == len(experiment.stream[1].train)  # type: ignore[attr-defined]
@@ -363,6 +349,6 @@ def test_a_run_from_files_and_its_saved_model(tmp_path: Path) -> None:
 
 
 def test_needs_a_decoder(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    found = refused(capsys, *SMALL, *pairs(tmp_path), "backbone=transformer_seq2seq", "strategy=lamol")
+    found = refused(capsys, *SMALL, *pair_stream(tmp_path), "backbone=transformer_seq2seq", "strategy=lamol")
     assert found == ("strategy=lamol needs a decoder, but backbone=transformer_seq2seq is none; choose a causal language "
                      "model, such as transformer_decoder")  # fmt: skip
