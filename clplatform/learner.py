@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import pytorch_lightning as pl
 import torch
@@ -93,6 +94,9 @@ class Learner(pl.LightningModule):
         self.after_batch: Callable[[pl.Trainer, int], None] | None = None  # logging and checkpoints
         self.past: list[Data] = []  # earlier training data: filled only for strategies that need `past_data`
         self._last: tuple[Batch, Output] | None = None
+        # Of data that are evaluated: batch → its `index` and its features from the bare backbone. Gone with the data.
+        self._known: WeakKeyDictionary[Data, dict[int, tuple[Tensor, Tensor]]] = WeakKeyDictionary()
+        self._evaluated: tuple[dict[int, tuple[Tensor, Tensor]], int] | None = None  # the batch of the moment
         self._pending_rng: dict[str, Any] | None = None
 
     # -- structure -------------------------------------------------------------------------------------------
@@ -140,6 +144,18 @@ class Learner(pl.LightningModule):
         features = batch["features"] if "features" in batch else self.backbone(batch)
         return Output(close_places(batch, self.classify(features, batch["task_labels"])), features)
 
+    def frozen_features(self, batch: Batch) -> Tensor:
+        """Features [B, D] of the bare backbone, for strategies that have frozen it for good: of data that are evaluated
+        after every experience they are computed once."""
+        if self._evaluated is None:
+            return self.backbone(batch)
+        known, number = self._evaluated
+        index, features = known.get(number, (None, None))
+        if index is None or features is None or not torch.equal(index, batch["index"]):
+            features = self.backbone(batch)
+            known[number] = batch["index"], features
+        return features
+
     def classify(self, features: Tensor, task_labels: Tensor) -> Tensor:
         """Features [B, D], task_labels [B] → logits [B, K]."""
         return self.mask_tasks(answer(self.backbone, self.head, features, task_labels), task_labels)
@@ -186,6 +202,16 @@ class Learner(pl.LightningModule):
         for batch in Loader(data, batch_size or self.batch_size):
             batch = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
             yield self.augment(batch) if augment else batch
+
+    def evaluation_batches(self, data: Data, batch_size: int) -> Iterator[Batch]:
+        """All of `data`, texts from the shortest to the longest: the batches of which `frozen_features` are kept."""
+        known = self._known.setdefault(data, {})
+        try:
+            for number, batch in enumerate(self.batches(by_length(data)[0], batch_size=batch_size)):
+                self._evaluated = known, number
+                yield batch
+        finally:
+            self._evaluated = None
 
     @torch.no_grad()
     def features(self, data: Data) -> Tensor:

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from sklearn.metrics import accuracy_score, confusion_matrix
+from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
 from text_world import make_text_experiment
 from torch import nn
 from world import TinyStream, make_experiment, make_learner, same, weights
 
 from clplatform.data import TensorData, by_length
-from clplatform.evaluate import accuracy, confusion, evaluate_row, has_meaning, only, predict
+from clplatform.evaluate import accuracy, confusion, evaluate_row, has_meaning, macro_f1, only, predict
 from clplatform.strategy.finetuning import Finetuning
 from clplatform.types import Batch
 
@@ -65,6 +65,16 @@ def test_accuracy_is_the_share_of_samples_not_the_mean_of_batches() -> None:
     assert accuracy(learner, data, 4) == pytest.approx(4 / 5)
     assert accuracy(learner, data.select(torch.tensor([], dtype=torch.int64)), 4) is None
     assert predict(learner, data.select(torch.tensor([], dtype=torch.int64)), 4).shape == (0,)
+
+
+@pytest.mark.parametrize("classes", [2, 7])
+def test_macro_f1_is_scikit_learn_s(classes: int) -> None:
+    """Over the classes that are there: some are never predicted, and some that are not there are."""
+    g = torch.Generator().manual_seed(classes)
+    labels = torch.randint(1, classes, (50,), generator=g)
+    for found in (torch.randint(0, classes + 2, (50,), generator=g), torch.ones_like(labels), labels):
+        expected = f1_score(labels, found, labels=labels.unique(), average="macro", zero_division=0)
+        assert macro_f1(found, labels) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("training", [True, False])

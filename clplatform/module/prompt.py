@@ -250,7 +250,7 @@ class Queries:
         mode = learner.backbone.training
         learner.backbone.eval()
         cached = learner.training and learner.augmentation is None
-        found = self.features(learner, batch) if cached else learner.backbone(batch)
+        found = self.features(learner, batch) if cached else learner.frozen_features(batch)
         learner.backbone.train(mode)
         return found
 

@@ -91,10 +91,11 @@ class AdapterCL(Strategy):
                 features = run(batch).features
         return Output(self.experts(learner).head(features, expert), features)
 
-    @staticmethod
-    def bare(learner: Learner, batch: Batch, run: Run) -> Tensor:
+    def bare(self, learner: Learner, batch: Batch, run: Run) -> Tensor:
         """Features [B, D] without any adapter."""
         adapter.activate(learner.backbone, None)
+        if run == learner.run and (self.first == "adapter" or len(learner.seen) > 1):  # frozen, and nobody in between
+            return learner.frozen_features(batch)
         return run(batch).features
 
     # -- the end of an experience ---------------------------------------------------------------------------------

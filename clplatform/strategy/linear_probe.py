@@ -53,7 +53,8 @@ class LinearProbe(Strategy):
         return loader
 
     def forward(self, learner: Learner, batch: Batch, run: Run) -> Output:
-        return run({**batch, "features": self.features(learner, batch)} if learner.training else batch)
+        known = self.features(learner, batch) if learner.training else learner.frozen_features(batch)
+        return run({**batch, "features": known})
 
     def after_stage(self, learner: Learner, experience: Experience, stage: Stage) -> None:
         self.features.clear()

@@ -103,10 +103,11 @@ class LoRAExperts(Strategy):
             return output
         return Output(self.experts(learner).head(output.features, expert), output.features)
 
-    @staticmethod
-    def bare(learner: Learner, batch: Batch, run: Run) -> Tensor:
+    def bare(self, learner: Learner, batch: Batch, run: Run) -> Tensor:
         """Features [B, D] without any adapter."""
         lora.activate(learner.backbone, None)
+        if run == learner.run and (self.first == "adapter" or len(learner.seen) > 1):  # frozen, and nobody in between
+            return learner.frozen_features(batch)
         return run(batch).features
 
     # -- the end of an experience ---------------------------------------------------------------------------------

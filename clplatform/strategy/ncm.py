@@ -61,7 +61,8 @@ class NCM(Strategy):
         return []
 
     def forward(self, learner: Learner, batch: Batch, run: Run) -> Output:
-        output, readout = run(batch), self.readout(learner)
+        output = run({**batch, "features": learner.frozen_features(batch)})
+        readout = self.readout(learner)
         if learner.training or not readout.known.any():
             return output
         logits = readout(self.scaled(output.features))

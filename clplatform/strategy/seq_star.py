@@ -153,9 +153,10 @@ class SEQStar(Strategy):
 
     # -- the step -------------------------------------------------------------------------------------------------
     def forward(self, learner: Learner, batch: Batch, run: Run) -> Output:
-        if learner.training and self.frozen:
-            batch = {**batch, "features": self.features(learner, batch)}
-        return run(batch)
+        if not self.frozen:
+            return run(batch)
+        known = self.features(learner, batch) if learner.training else learner.frozen_features(batch)
+        return run({**batch, "features": known})
 
     def loss(self, learner: Learner, batch: Batch, output: Output) -> dict[str, Tensor]:
         """log Σ_{k ∈ seen ∪ future} exp z_k − log Σ_{k ∈ seen} exp z_k: with it the cross-entropy is over both."""

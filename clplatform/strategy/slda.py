@@ -66,7 +66,8 @@ class SLDA(Strategy):
         return []
 
     def forward(self, learner: Learner, batch: Batch, run: Run) -> Output:
-        output, readout = run(batch), self.readout(learner)
+        output = run({**batch, "features": learner.frozen_features(batch)})
+        readout = self.readout(learner)
         if learner.training or not readout.known.any():
             return output
         return Output(learner.mask_tasks(readout(output.features), batch["task_labels"]), output.features)
