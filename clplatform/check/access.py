@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from clplatform import checkpoint
-from clplatform.check.guard import Guard
 from clplatform.check.persistence import flat
 from clplatform.check.promise import DoesNotApply, promise
 from clplatform.check.subject import Subject
@@ -21,26 +20,7 @@ from clplatform.data import TensorData
 
 def reads_only_what_it_may(subject: Subject) -> None:
     """It never reads the future, test data, or earlier samples that it has not declared to keep."""
-    stream, guard = subject.stream(), Guard()
-    stream.experiences = [guard.over(e) for e in stream.experiences]
-    run = subject.blank(stream=stream)
-    learn, evaluate = run._learn, run._evaluate
-    past = "past_data" in subject.needs or any(
-        s.family == "plugin" for s in subject.samples
-    )  # whose memory refers to it
-
-    def learn_guarded(experience: Any, **how: Any) -> None:
-        train = {(i, "train") for i in range(experience.index + 1) if past or i == experience.index}
-        with guard.only(train | {(experience.index, "validation")}):
-            learn(experience, **how)
-
-    def evaluate_guarded() -> None:
-        with guard.only(None):
-            evaluate()
-
-    run._learn, run._evaluate = learn_guarded, evaluate_guarded
-    run.run()
-    found = sorted(set(guard.violations))
+    found = subject.run(guarded=True).seen.problems.get("reads", [])
     promise(not found, f"it read {'; '.join(found[:3])}")
 
 

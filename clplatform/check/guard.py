@@ -44,6 +44,31 @@ class Guard:
         return replace(experience, **splits)
 
 
+def guarded(experiment: Any, *, past: bool) -> Guard:
+    """Let an experiment that is not begun learn what it may read only.
+
+    Args:
+        past: may earlier experiences' training data be read?
+
+    Returns:
+        The guard, which knows afterwards what was read all the same.
+    """
+    guard, learn, evaluate = Guard(), experiment._learn, experiment._evaluate
+    experiment.stream.experiences = [guard.over(e) for e in experiment.stream.experiences]
+
+    def learn_guarded(experience: Any, **how: Any) -> None:
+        train = {(i, "train") for i in range(experience.index + 1) if past or i == experience.index}
+        with guard.only(train | {(experience.index, "validation")}):
+            learn(experience, **how)
+
+    def evaluate_guarded() -> None:
+        with guard.only(None):
+            evaluate()
+
+    experiment._learn, experiment._evaluate = learn_guarded, evaluate_guarded
+    return guard
+
+
 class GuardedData:
     """`Data` that tells its guard when it is read."""
 

@@ -18,7 +18,7 @@ from clplatform.schedule import schedule
 
 def reproducible(subject: Subject) -> None:
     """The same seed gives the same weights and the same accuracy matrix."""
-    once, again = subject.run(), subject.run(again=1)
+    once, again = subject.run(), subject.run(guarded=True)
     promise(same(once.after[1], again.after[1]), "two runs with one seed give different weights")
     promise(once.results.matrix == again.results.matrix, "two runs with one seed give different accuracies")
 
@@ -45,18 +45,20 @@ def state(subject: Subject) -> None:
 
 def resumes(subject: Subject) -> None:
     """A run that is killed in the middle of an epoch, or between experiences, goes on to the same bits."""
-    whole = subject.run(**STOPPABLE)
-    for batch, where in ((5, "in the middle of the second experience"), (0, "after the first experience")):
-        folder = subject.folder()
-        if not subject.new_run(folder=folder, kill=batch, **STOPPABLE).killed:
-            continue  # it trains nothing by gradients, so that there is no batch to stop after
+    whole, folder = subject.run(**STOPPABLE), subject.folder()
+    between = subject.new_run(folder=folder, kill=0, **STOPPABLE)
+    middle = subject.new_run(folder=folder, kill=5, resume=True, **STOPPABLE)
+    resumed, where = middle, "after the first experience"
+    if middle.killed:  # else: it trains nothing by gradients, so that there is no batch to stop after
         resumed = subject.new_run(folder=folder, resume=True, **STOPPABLE)
-        promise(
-            same(whole.after[1], resumed.after[-1]),
-            f"killed {where}, it went on to other weights: something is missing from state_dict() or drawn from "
-            "another generator than learner.generator",
-        )
-        promise(whole.results.matrix == resumed.results.matrix, f"killed {where}, it went on to other accuracies")
+        where += ", and again in the middle of the second"
+    assert between.killed
+    promise(
+        same(whole.after[1], resumed.after[-1]),
+        f"killed {where}, it went on to other weights: something is missing from state_dict() or drawn from "
+        "another generator than learner.generator",
+    )
+    promise(whole.results.matrix == resumed.results.matrix, f"killed {where}, it went on to other accuracies")
 
 
 # With a schedule, because Lightning loses the loader's position where the optimizer asks for the number of steps.

@@ -17,6 +17,7 @@ import yaml
 from torch import Tensor, nn
 
 from clplatform.build import build_strategy
+from clplatform.check.guard import guarded as guard
 from clplatform.check.promise import DoesNotApply
 from clplatform.check.text_world import TinyTextStream, make_text_experiment
 from clplatform.check.world import TinyStream, make_experiment, tiny_vit, weights
@@ -29,6 +30,9 @@ Node = dict[str, Any]
 # What makes a model's outputs depend on its mode.
 NOISY = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
 CAPACITY = 20  # of a memory, in a world of 32 samples an experience
+
+
+FINETUNING: dict[Any, Run] = {}  # plain fine-tuning in each world, with which strategies are compared
 
 
 class Killed(Exception):
@@ -143,21 +147,33 @@ class Subject:
     def run(self, **how: Any) -> Run:
         """A run, made once for each way; see `new_run`."""
         key = tuple(sorted((name, str(value)) for name, value in how.items()))
-        if key not in self._runs:
-            self._runs[key] = self.new_run(**how)
-        return self._runs[key]
+        runs = self._runs
+        if how.get("who") == "finetuning":  # the same for all subjects of a world
+            runs, key = FINETUNING, (*key, self.scenario, self.transformer)
+        if key not in runs:
+            runs[key] = self.new_run(**how)
+        return runs[key]
 
     def new_run(
-        self, *, who: str = "subject", kill: int | None = None, resume: bool = False, again: int = 0, **how: Any
+        self, *, who: str = "subject", kill: int | None = None, resume: bool = False, guarded: bool = False, **how: Any
     ) -> Run:
         """A run that is not kept; see `blank`.
 
         Args:
             who: the `subject`, `finetuning` in its place, or `with replay` before it.
-            again: a number that tells runs of the same way apart.
+            guarded: see what it reads that it must not.
         """
         strategies = self.chosen(who)
-        return Run(self.blank(strategies=strategies, **how), strategies, kill=kill, resume=resume)
+        experiment = self.blank(strategies=strategies, **how)
+        if not guarded:
+            return Run(experiment, strategies, kill=kill, resume=resume)
+        # A plugin's memory refers to what it has read.
+        past = "past_data" in self.needs or any(s.family == "plugin" for s in self.samples)
+        watched = guard(experiment, past=past)
+        run = Run(experiment, strategies, kill=kill, resume=resume)
+        for violation in sorted(set(watched.violations)):
+            run.seen.add("reads", violation)
+        return run
 
     def blank(
         self, *, strategies: dict[str, Strategy] | None = None, text: bool = False, scenario: str | None = None,
