@@ -257,7 +257,7 @@ def job(config: DictConfig) -> float | None:
         with refusals(run_dir, overrides):
             values = resolved(config)
             own = [Path(source.path) for source in context.runtime.config_sources if source.schema == "file"]
-            notices = drop_ghosts(values, pages("strategy", own))
+            notices = drop_ghosts(values, pages("strategy", own), overrides)
             if path is not None:
                 value = run_apart(values, run_dir, notices=notices, record=path)
             else:

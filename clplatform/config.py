@@ -213,15 +213,16 @@ def has_target(node: Any) -> TypeGuard[dict[str, Any]]:
     return isinstance(node, dict) and "_target_" in node
 
 
-def drop_ghosts(config: dict[str, Any], pages: Iterable[str]) -> list[str]:
+def drop_ghosts(config: dict[str, Any], pages: Iterable[str], typed: Iterable[str]) -> list[str]:
     """Take out what a sweep or a recipe has set for strategies that this job does not have.
 
     Args:
         config: resolved; strategies without a target are removed from it.
         pages: names of all strategies that there are: others are typos, and are left for `check`.
+        typed: the job's overrides.
 
     Returns:
-        A notice for each.
+        A notice for each that was typed: a recipe's settings of a strategy are for those who choose it.
     """
     strategies = config.get("strategy")
     if not isinstance(strategies, dict):
@@ -229,7 +230,9 @@ def drop_ghosts(config: dict[str, Any], pages: Iterable[str]) -> list[str]:
     known = set(pages)
     ghosts = [n for n, node in strategies.items() if isinstance(node, dict) and not has_target(node) and n in known]
     config["strategy"] = {name: node for name, node in strategies.items() if name not in ghosts}
-    return [f"strategy.{name} is set but {name} is not among the strategies of this job: ignored" for name in ghosts]
+    keys = [override.lstrip("+~") for override in typed]
+    set_here = [n for n in ghosts if any(key.startswith((f"strategy.{n}.", f"strategy.{n}=")) for key in keys)]
+    return [f"strategy.{name} is set but {name} is not among the strategies of this job: ignored" for name in set_here]
 
 
 def check_strategies(strategies: Any) -> None:

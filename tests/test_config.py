@@ -203,10 +203,13 @@ def test_a_page_that_is_not_nested_under_its_name_is_refused(tmp_path: Path, cap
 def test_ghosts_of_other_jobs_are_dropped_and_typos_are_not() -> None:
     replay = {"_target_": "clplatform.strategy.replay.Replay"}
     config: dict[str, Any] = {"strategy": {"ewc": {"strength": 3}, "replay": replay, "ewcc": {"strength": 3}, "lwf": 3}}
-    notices = drop_ghosts(config, {"ewc", "replay", "lwf"})
+    notices = drop_ghosts(config, {"ewc", "replay", "lwf"}, ["seed=1", "+strategy.ewc.strength=3"])
     assert notices == ["strategy.ewc is set but ewc is not among the strategies of this job: ignored"]
     assert config["strategy"] == {"replay": replay, "ewcc": {"strength": 3}, "lwf": 3}
-    assert drop_ghosts({"strategy": None}, {"ewc"}) == []
+    assert drop_ghosts({"strategy": None}, {"ewc"}, []) == []
+    config = {"strategy": {"ewc": {"strength": 3}, "replay": replay}}  # set by a recipe, for those who choose EWC
+    assert drop_ghosts(config, {"ewc", "replay"}, ["strategy=replay", "strategy.ewc_like.strength=3"]) == []
+    assert config["strategy"] == {"replay": replay}
 
 
 NODES: dict[str, Any] = {"a": {"_target_": "x.A", "k": 1}, "b": {"_target_": "x.B"}}

@@ -24,6 +24,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from clplatform.memory.features import FrozenFeatures
+from clplatform.module.rates import all_at_rate
 from clplatform.types import Batch, ClplatformError, Data, InputSpec, Output
 
 if TYPE_CHECKING:
@@ -268,7 +269,7 @@ def task_loss(learner: Learner, batch: Batch, output: Output, *, mask: bool) -> 
 def without_decay(groups: list[dict[str, Any]], lr: float | None) -> list[dict[str, Any]]:
     """The optimizer's parameter groups without weight decay, which would wear away what gets no gradient (prompts that are
     not chosen, classifiers of old classes); at this learning rate, unless it is None."""
-    return [{**g, "weight_decay": 0.0, **({} if lr is None else {"lr": lr})} for g in groups]
+    return [{**g, "weight_decay": 0.0} for g in all_at_rate(groups, lr)]
 
 
 def size_of(module: nn.Module) -> int:

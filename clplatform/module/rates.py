@@ -20,3 +20,8 @@ def at_rate(groups: list[dict[str, Any]], parameters: Iterable[nn.Parameter], lr
     kept = [{**g, "params": [p for p in g["params"] if id(p) not in own]} for g in groups]
     apart = [{**g, "params": [p for p in g["params"] if id(p) in own], "lr": lr} for g in groups]
     return [g for g in (*kept, *apart) if g["params"]]
+
+
+def all_at_rate(groups: list[dict[str, Any]], lr: float | None) -> list[dict[str, Any]]:
+    """The optimizer's parameter groups at this learning rate; None changes nothing."""
+    return groups if lr is None else [{**g, "lr": lr} for g in groups]

@@ -21,11 +21,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
-from annotated_types import Ge
+from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
 from clplatform.module import adapter
 from clplatform.module.experts import Experts
+from clplatform.module.rates import all_at_rate
 from clplatform.strategy.base import Run, Strategy
 from clplatform.types import Batch, Experience, ExperienceInfo, Output
 
@@ -39,6 +40,7 @@ class AdapterCL(Strategy):
     Args:
         bottleneck: size of the space that adapters go through.
         first: what the first experience trains: the `full` backbone, or `adapter`s like the others.
+        lr: learning rate of adapters and classifiers where an adapter is trained; None: the optimizer's.
     """
 
     family = "expansion"
@@ -50,8 +52,14 @@ class AdapterCL(Strategy):
     first_experience_is_finetuning = False
     why_not = "every experience trains adapters and a classifier of its own"
 
-    def __init__(self, *, bottleneck: Annotated[int, Ge(1)], first: Literal["full", "adapter"]) -> None:
-        self.bottleneck, self.first = bottleneck, first
+    def __init__(
+        self,
+        *,
+        bottleneck: Annotated[int, Ge(1)],
+        first: Literal["full", "adapter"],
+        lr: Annotated[float, Gt(0)] | None,
+    ) -> None:
+        self.bottleneck, self.first, self.lr = bottleneck, first, lr
         self.extra = 0
         self.base: list[nn.Parameter] = []  # the backbone's own trainable parameters
 
@@ -71,13 +79,20 @@ class AdapterCL(Strategy):
         return learner.extras["adapters"]
 
     def before_experience(self, learner: Learner, experience: Experience) -> None:
-        whole = self.first == "full" and experience.index == 0
         learner.backbone.requires_grad_(False)
-        for p in self.base if whole else adapter.adapter_parameters(learner.backbone, experience.index):
+        for p in (
+            self.base if self.is_full(experience) else adapter.adapter_parameters(learner.backbone, experience.index)
+        ):
             p.requires_grad_(True)
 
+    def is_full(self, experience: ExperienceInfo) -> bool:
+        """Does this experience train the whole backbone?"""
+        return self.first == "full" and experience.index == 0
+
     def parameter_groups(self, learner: Learner, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return self.experts(learner).without_decay(groups)
+        assert learner.experience is not None
+        groups = self.experts(learner).without_decay(groups)
+        return groups if self.is_full(learner.experience) else all_at_rate(groups, self.lr)
 
     # -- the model ------------------------------------------------------------------------------------------------
     def forward(self, learner: Learner, batch: Batch, run: Run) -> Output:

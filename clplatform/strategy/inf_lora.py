@@ -35,6 +35,7 @@ from torch import Tensor, nn
 
 from clplatform.memory.buffer import pick
 from clplatform.module import lora
+from clplatform.module.rates import all_at_rate
 from clplatform.projection.subspace import DualMemory, collected_energy, leading_directions
 from clplatform.strategy.base import Strategy
 from clplatform.types import Batch, Experience, ExperienceInfo, Output
@@ -56,6 +57,7 @@ class InfLoRA(Strategy):
         samples: training samples of an experience whose inputs are collected; None: all.
         classes: those that new samples compete among: the experience's `own`, or all `seen`.
         first: what the first experience trains: the `full` backbone, or an `adapter` like the others.
+        lr: learning rate of adapters and classifiers where an adapter is trained; None: the optimizer's.
     """
 
     family = "expansion"
@@ -74,9 +76,10 @@ class InfLoRA(Strategy):
         samples: Annotated[int, Ge(1)] | None,
         classes: Literal["own", "seen"],
         first: Literal["full", "adapter"],
+        lr: Annotated[float, Gt(0)] | None,
     ) -> None:
         self.rank, self.scale, self.threshold, self.final = rank, scale, threshold, final
-        self.samples, self.classes, self.first = samples, classes, first
+        self.samples, self.classes, self.first, self.lr = samples, classes, first, lr
         self.base: list[nn.Parameter] = []  # the backbone's own trainable parameters
         self.memory = DualMemory()
         self.n_adapter = 0
@@ -136,13 +139,14 @@ class InfLoRA(Strategy):
         return loss / len(batch["labels"])
 
     def parameter_groups(self, learner: Learner, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        if self.classes == "seen":
-            return groups
-        # Weight decay would wear away the classifiers of earlier classes, which get no gradient.
-        own = {id(p) for p in learner.head.parameters()}
-        kept = [{**g, "params": [p for p in g["params"] if id(p) not in own]} for g in groups]
-        apart = {"params": [p for g in groups for p in g["params"] if id(p) in own], "weight_decay": 0.0}
-        return [g for g in (*kept, apart) if g["params"]]
+        assert learner.experience is not None
+        if self.classes == "own":
+            # Weight decay would wear away the classifiers of earlier classes, which get no gradient.
+            own = {id(p) for p in learner.head.parameters()}
+            kept = [{**g, "params": [p for p in g["params"] if id(p) not in own]} for g in groups]
+            apart = {"params": [p for g in groups for p in g["params"] if id(p) in own], "weight_decay": 0.0}
+            groups = [g for g in (*kept, apart) if g["params"]]
+        return groups if self.is_full(learner.experience) else all_at_rate(groups, self.lr)
 
     # -- the end of an experience ---------------------------------------------------------------------------------
     @torch.no_grad()

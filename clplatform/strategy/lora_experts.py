@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from clplatform.module import lora
 from clplatform.module.experts import Experts
+from clplatform.module.rates import all_at_rate
 from clplatform.strategy.base import Run, Strategy
 from clplatform.types import PROBLEMS, Batch, ClplatformError, Experience, ExperienceInfo, Output, StreamInfo
 
@@ -37,6 +38,7 @@ class LoRAExperts(Strategy):
     Args:
         rank, alpha, dropout: of the adapters.
         first: what the first experience trains: the `full` backbone, or an `adapter` like the others.
+        lr: learning rate of adapters and classifiers where an adapter is trained; None: the optimizer's.
     """
 
     family = "expansion"
@@ -54,8 +56,9 @@ class LoRAExperts(Strategy):
         alpha: Annotated[float, Gt(0)],
         dropout: Annotated[float, Ge(0), Le(1)],
         first: Literal["full", "adapter"],
+        lr: Annotated[float, Gt(0)] | None,
     ) -> None:
-        self.rank, self.alpha, self.dropout, self.first = rank, alpha, dropout, first
+        self.rank, self.alpha, self.dropout, self.first, self.lr = rank, alpha, dropout, first, lr
         self.extra = 0
         self.base: list[nn.Parameter] = []  # the backbone's own trainable parameters
 
@@ -81,13 +84,22 @@ class LoRAExperts(Strategy):
         return learner.extras["lora_experts"]
 
     def before_experience(self, learner: Learner, experience: Experience) -> None:
-        whole = self.first == "full" and experience.index == 0
         learner.backbone.requires_grad_(False)
-        for p in self.base if whole else lora.adapter_parameters(learner.backbone, _name(experience.index)):
+        for p in (
+            self.base
+            if self.is_full(experience)
+            else lora.adapter_parameters(learner.backbone, _name(experience.index))
+        ):
             p.requires_grad_(True)
 
+    def is_full(self, experience: ExperienceInfo) -> bool:
+        """Does this experience train the whole backbone?"""
+        return self.first == "full" and experience.index == 0
+
     def parameter_groups(self, learner: Learner, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return self.experts(learner).without_decay(groups)
+        assert learner.experience is not None
+        groups = self.experts(learner).without_decay(groups)
+        return groups if self.is_full(learner.experience) else all_at_rate(groups, self.lr)
 
     # -- the model -------------------------------------------------------------------------------------------------
     def forward(self, learner: Learner, batch: Batch, run: Run) -> Output:

@@ -27,6 +27,7 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
 
 from clplatform.module import lora
+from clplatform.module.rates import all_at_rate
 from clplatform.strategy.base import Strategy
 from clplatform.types import Batch, Experience, ExperienceInfo, Output
 
@@ -44,6 +45,7 @@ class OLoRA(Strategy):
         orthogonality: λ1.
         l2: λ2.
         first: what the first experience trains: the `full` backbone, or an `adapter` like the others.
+        lr: learning rate of adapters and classifiers where an adapter is trained; None: the optimizer's.
     """
 
     family = "expansion"
@@ -61,9 +63,10 @@ class OLoRA(Strategy):
         orthogonality: Annotated[float, Ge(0)],
         l2: Annotated[float, Ge(0)],
         first: Literal["full", "adapter"],
+        lr: Annotated[float, Gt(0)] | None,
     ) -> None:
         self.rank, self.alpha, self.dropout = rank, alpha, dropout
-        self.orthogonality, self.l2, self.first = orthogonality, l2, first
+        self.orthogonality, self.l2, self.first, self.lr = orthogonality, l2, first, lr
         self.base: list[nn.Parameter] = []  # the backbone's own trainable parameters
         self.directions: dict[str, Tensor] = {}  # A_1 … A_{t−1} [(t − 1) r, d_in] by the name of the layer
         self.n_adapter = 0
@@ -91,6 +94,10 @@ class OLoRA(Strategy):
         return self.first == "full" and experience.index == 0
 
     # -- training -------------------------------------------------------------------------------------------------
+    def parameter_groups(self, learner: Learner, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        assert learner.experience is not None
+        return groups if self.is_full(learner.experience) else all_at_rate(groups, self.lr)
+
     def loss(self, learner: Learner, batch: Batch, output: Output) -> dict[str, Tensor]:
         if learner.experience is None or self.is_full(learner.experience):
             return {}

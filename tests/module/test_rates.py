@@ -1,11 +1,17 @@
-"""Parts of the model with a learning rate of their own."""
+"""Parts of the model with a learning rate of their own, and when strategies that train adapters use theirs."""
 
 from __future__ import annotations
 
-import torch
-from torch import nn
+from pathlib import Path
+from typing import Any
 
-from clplatform.module.rates import at_rate
+import pytest
+import torch
+from strategies import from_page
+from torch import nn
+from world import TinyStream, make_experiment, tiny_vit
+
+from clplatform.module.rates import all_at_rate, at_rate
 
 
 def test_parameters_get_their_own_rate_and_keep_the_rest_of_their_group() -> None:
@@ -28,3 +34,25 @@ def test_no_rate_changes_nothing() -> None:
     groups = [{"params": [p]}]
     assert at_rate(groups, [p], None) is groups
     assert at_rate(groups, [], 0.5) == groups
+    assert all_at_rate(groups, None) is groups
+
+
+@pytest.mark.parametrize(
+    ("first", "lr", "expected"),
+    [("full", 0.02, [0.1, 0.02, 0.02]), ("adapter", 0.02, [0.02] * 3), ("full", None, [0.1] * 3)],
+)
+@pytest.mark.parametrize("name", ["lora_experts", "adapters", "o_lora", "inf_lora"])
+def test_a_whole_backbone_is_trained_at_the_optimizer_s(
+    name: str, first: str, lr: float | None, expected: list[float], tmp_path: Path
+) -> None:
+    rates: list[float] = []
+
+    def optimizer(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        made = torch.optim.SGD(groups, lr=0.1)
+        (rate,) = {g["lr"] for g in made.param_groups}
+        rates.append(rate)
+        return made
+
+    strategy = from_page(name, first=first, lr=lr)
+    make_experiment(tmp_path, {name: strategy}, stream=TinyStream(), backbone=tiny_vit(), optimizer=optimizer).run()
+    assert rates == expected
