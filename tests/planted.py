@@ -424,3 +424,11 @@ class ReseedsItsGenerator(Replay):
         batch = super().extend_batch(learner, batch)
         learner.generator = ours
         return batch
+
+
+@caught_by("evaluates_what_is_there")
+class RemembersTooMuch(Right):
+    """The features of test data are kept although the backbone is trained on."""
+
+    def forward(self, learner: Any, batch: Batch, run: Run) -> Output:
+        return run(batch if learner.training else {**batch, "features": learner.frozen_features(batch)})

@@ -9,6 +9,8 @@ import torch
 from clplatform.check.promise import DoesNotApply, promise
 from clplatform.check.subject import Subject
 from clplatform.check.world import TinyStream, same
+from clplatform.data import by_length
+from clplatform.evaluate import evaluating
 from clplatform.strategy.base import Chain
 from clplatform.types import ClplatformError
 
@@ -89,3 +91,18 @@ def composes(subject: Subject) -> None:
     both = subject.run(who="with replay")
     promise(set(both.learner.chain.state_dict()) == {"replay", *subject.names}, "a part of the state is missing")
     promise(not same(both.after[1], subject.run().after[1]), "replay beside it changes nothing")
+
+
+def evaluates_what_is_there(subject: Subject) -> None:
+    """What is kept between evaluations (features of a frozen backbone) is what the model would compute now."""
+    run = subject.run()
+    for experience in run.experiment.stream:
+        data, size = experience.test, run.experiment.fitter.eval_batch_size
+        with evaluating(run.learner):
+            kept = [run.learner(batch).logits for batch in run.learner.evaluation_batches(data, size)]
+            fresh = [run.learner(batch).logits for batch in run.learner.batches(by_length(data)[0], batch_size=size)]
+        promise(
+            all(torch.equal(a, b) for a, b in zip(kept, fresh, strict=True)),
+            f"it is evaluated on experience {experience.index + 1} with features that the backbone had before: "
+            "learner.frozen_features is for backbones that nobody trains any more",
+        )
