@@ -37,6 +37,11 @@ def require_run(name: str, pretrained: str) -> Path:
     return folder
 
 
+def run_input(folder: Path) -> InputSpec:
+    """What the samples of a run looked like, from its model folder."""
+    return InputSpec.from_dict(read_json(folder / "clplatform.json")["stream"]["input"])
+
+
 def start_from_run(
     backbone: Any, pretrained: str, *, name: str, input: InputSpec, core: nn.Module | None = None, n_added: int = 0,
     **settings: Any,
@@ -65,8 +70,13 @@ def start_from_run(
                 f"backbone.{key}={value}: the backbone of {pretrained} has {theirs[key]}; give "
                 f"backbone.{key}={theirs[key]}"
             )
-    vocabulary = description["stream"]["input"]["vocab_size"]
-    if input.vocab_size not in (vocabulary, vocabulary + n_added):
+    read = run_input(folder)
+    if input.modality != read.modality:
+        raise ClplatformError(
+            f"backbone.pretrained={pretrained}: the run has learned from {read.modality}s, and the stream is of {input.modality}s"
+        )
+    vocabulary = read.vocab_size
+    if vocabulary is not None and input.vocab_size not in (vocabulary, vocabulary + n_added):
         raise ClplatformError(
             f"backbone.pretrained={pretrained}: the run's tokenizer has {vocabulary} tokens and the stream's "
             f"{input.vocab_size}; a stream that takes the backbone's tokenizer has the same"

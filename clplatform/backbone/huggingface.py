@@ -15,7 +15,7 @@ from torch import Tensor
 from clplatform.backbone.architecture import configure, longest_text, make_model, parts, reason, set_dropout
 from clplatform.backbone.fit import fit_patches, require_modality
 from clplatform.backbone.freeze import Freezable, Policy, freeze_parts
-from clplatform.backbone.from_run import start_from_run
+from clplatform.backbone.from_run import require_run, run_input, start_from_run
 from clplatform.backbone.output_layer import logits_of
 from clplatform.backbone.pixels import Pixels
 from clplatform.backbone.pretrained import Origin, preprocessor
@@ -135,8 +135,11 @@ class HuggingFaceImage(HuggingFaceEncoder):
         if self.source == "random":
             return input.mean, input.std
         if not hasattr(self.config, "image_mean"):
-            # Of three colours where the model's folder tells nothing; a model of grey images has one channel.
-            mean, std = (values[: self.config.num_channels] for values in preprocessor(self.source))
+            if self.run is not None:  # a run's model that began with random weights: what it was trained on
+                theirs: Any = run_input(require_run("", self.run))
+                mean, std = theirs.mean, theirs.std
+            else:  # of three colours where the model's folder tells nothing; a model of grey images has one channel
+                mean, std = (values[: self.config.num_channels] for values in preprocessor(self.source))
             self.config.image_mean, self.config.image_std = mean, std
         return tuple(self.config.image_mean), tuple(self.config.image_std)
 

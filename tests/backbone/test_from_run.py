@@ -12,7 +12,7 @@ from composed import TOPICS, experiment, text_stream, trained
 from torch import nn
 
 from clplatform.backbone.from_run import run_model
-from clplatform.backbone.huggingface import HuggingFaceText
+from clplatform.backbone.huggingface import HuggingFaceImage, HuggingFaceText
 from clplatform.backbone.huggingface_language import HuggingFaceCausal
 from clplatform.backbone.pretrained import tokenizer_source
 from clplatform.backbone.transformer.language import TransformerDecoder
@@ -201,3 +201,42 @@ def test_a_hugging_face_writer_goes_on_from_a_run(tmp_path: Path) -> None:
     first.save_assets(run / "model")
     again = HuggingFaceCausal(config=None, pretrained=str(run), **options)
     assert all(torch.equal(v, first.state_dict()[n]) for n, v in again.state_dict().items())
+
+
+IMAGES = InputSpec("image", shape=(1, 8, 8), mean=(0.3,), std=(0.2,))
+VIT: dict[str, Any] = {
+    "model_type": "vit", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16,
+}  # fmt: skip
+
+
+def vit(pretrained: str | None = None, input: InputSpec = IMAGES) -> HuggingFaceImage:
+    return HuggingFaceImage(
+        input=input, name="vit_tiny", pretrained=pretrained, package=None, config=None if pretrained else VIT, pooling="cls",
+        image_size=None, dropout=None, attention="sdpa", freeze="none",
+    )  # fmt: skip
+
+
+def test_an_image_encoder_goes_on_from_a_run(tmp_path: Path) -> None:
+    """With the run's pixels: its weights have learned from images that were normalised so."""
+    torch.manual_seed(1)
+    first = vit()
+    run = saved(first, tmp_path / "run", IMAGES)
+    first.save_assets(run / "model")
+    torch.manual_seed(2)
+    again = vit(str(run), replace(IMAGES, mean=(0.6,), std=(0.5,))).eval()
+    assert all(torch.equal(v, first.state_dict()[n]) for n, v in again.state_dict().items())
+    batch = {"pixel_values": torch.randint(0, 256, (3, 1, 8, 8), dtype=torch.uint8)}
+    with torch.no_grad():
+        assert torch.equal(again(batch), first.eval()(batch))
+
+
+def test_a_run_of_texts_is_no_beginning_for_images_and_the_other_way_round(tmp_path: Path) -> None:
+    texts, images = bert("classification"), vit()
+    for backbone, name, input in ((texts, "texts", INPUT), (images, "images", IMAGES)):
+        backbone.save_assets(saved(backbone, tmp_path / name, input) / "model")
+    with pytest.raises(ClplatformError, match="image"):
+        vit(str(tmp_path / "texts"))
+    with pytest.raises(ClplatformError, match="vit is no model that reads text"):
+        bert("classification", str(tmp_path / "images"))
+    with pytest.raises(ClplatformError, match="has learned from images, and the stream is of texts"):
+        encoder(pretrained=str(tmp_path / "images"))
