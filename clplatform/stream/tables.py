@@ -49,7 +49,7 @@ def read_table(path: str, needed: Sequence[str]) -> Table:
     if suffix in (".jsonl", ".ndjson"):
         return _json_lines(path, read_text(file), needed)
     if suffix in (".csv", ".tsv"):
-        with _no_limit():
+        with no_limit():
             return _csv(path, read_text(file), "\t" if suffix == ".tsv" else ",", needed)
     raise ClplatformError(f"{path}: files end in .csv, .tsv, .jsonl or .parquet, not {suffix or 'nothing'}")
 
@@ -129,7 +129,8 @@ def _records(path: str, content: str, delimiter: str) -> Iterator[tuple[int, lis
 
 
 @contextmanager
-def _no_limit() -> Iterator[None]:
+def no_limit() -> Iterator[None]:
+    """Inside, csv reads cells of any length."""
     before = csv.field_size_limit(NO_LIMIT)
     try:
         yield

@@ -1,4 +1,4 @@
-"""Streams of labelled text: CLINC150, Banking77, and any CSV, JSONL or Parquet files or Hugging Face data sets."""
+"""Streams of labelled text: CLINC150, Banking77, HWU64, and any CSV, JSONL or Parquet files or Hugging Face data sets."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Lt
 
-from clplatform.stream.base import InMemoryStream, number_classes, plan_classes, resolve_order
+from clplatform.stream.base import InMemoryStream, Plan, number_classes, plan_classes, resolve_order
 from clplatform.stream.labelled_texts import Source, make_source, text_stream
 from clplatform.stream.text_augmentation import Augment
-from clplatform.stream.text_files import Texts, banking77_files, clinc150_files, read_files
+from clplatform.stream.text_files import Texts, banking77_files, clinc150_files, hwu64_files, read_files
 from clplatform.stream.text_hub import hub_texts
 from clplatform.types import ClplatformError, Scenario
 
@@ -40,25 +40,58 @@ def clinc150(
     source = Source(splits["train"], splits["val"], splits["test"], names)
     if out_of_scope:
         source.notes.append(f"{out_of_scope} out-of-scope queries of data_full.json are left out")
-    if by == "intent":
-        plan = plan_classes(
-            names, n_experiences or 15, scenario=scenario, seed=seed, class_order=class_order, what="clinc150"
-        )
-        titles = None
-    else:
-        if not domains:
-            raise ClplatformError("stream.by=domain needs domains.json beside data_full.json")
-        if n_experiences not in (None, len(domains)) or class_order is not None:
-            raise ClplatformError(
-                f"stream.by=domain has one experience for each of the {len(domains)} domains: leave stream.n_experiences "
-                "and stream.class_order null"
-            )
-        titles = [list(domains)[i] for i in resolve_order(len(domains), seed, None, "clinc150")]
-        number = {n: i for i, n in enumerate(names)}
-        plan = number_classes([[number[c] for c in domains[t]] for t in titles], names, scenario)
+    if by == "domain" and not domains:
+        raise ClplatformError("stream.by=domain needs domains.json beside data_full.json")
+    plan, titles = by_intent_or_domain(by, names, domains, n_experiences, 15, scenario, seed, class_order, "clinc150")
     return text_stream(
         name, source, plan, scenario, seed=seed, validation_fraction=0, max_length=max_length,
         vocab_size=tokenizer_vocab_size, tokenizer=tokenizer, augment=augment, titles=titles,
+    )  # fmt: skip
+
+
+def by_intent_or_domain(
+    by: Literal["intent", "domain"], names: list[str], domains: dict[str, list[str]], n_experiences: int | None,
+    default: int, scenario: Scenario, seed: int | None, class_order: list[int] | None, what: str,
+) -> tuple[Plan, list[str] | None]:  # fmt: skip
+    """Intents dealt to experiences, or an experience for each domain; and the names of the experiences, if domains give them.
+
+    Args:
+        domains: the intents of each.
+        default: experiences by intent.
+    """
+    if by == "intent":
+        n = n_experiences or default
+        return plan_classes(names, n, scenario=scenario, seed=seed, class_order=class_order, what=what), None
+    if n_experiences not in (None, len(domains)) or class_order is not None:
+        raise ClplatformError(
+            f"stream.by=domain has one experience for each of the {len(domains)} domains: leave stream.n_experiences and "
+            "stream.class_order null"
+        )
+    titles = [list(domains)[i] for i in resolve_order(len(domains), seed, None, what)]
+    number = {n: i for i, n in enumerate(names)}
+    return number_classes([[number[c] for c in domains[t]] for t in titles], names, scenario), titles
+
+
+def hwu64(
+    *, name: str, by: Literal["intent", "domain"], scenario: Scenario, n_experiences: Annotated[int, Ge(1)] | None,
+    class_order: list[int] | None, seed: Seed, data_dir: str | None, validation_fraction: Fraction,
+    max_length: MaxLength, tokenizer_vocab_size: VocabSize, tokenizer: Any = None, augment: Augment = None,
+) -> InMemoryStream:  # fmt: skip
+    """HWU64 (Liu et al. 2019, "Benchmarking Natural Language Understanding Services for Building Conversational Agents"):
+    64 intents of 18 domains, from `train.csv`, `val.csv` and `test.csv` (text, category).
+
+    Args:
+        by: `intent`: intents in alphabetical order (or shuffled by `seed`), dealt to `n_experiences`; `domain`: an experience
+            for each domain, which is what an intent's name begins with (`alarm_set`), in alphabetical order or shuffled.
+    """
+    train, validation, test, names = hwu64_files(data_dir)
+    domains: dict[str, list[str]] = {}
+    for intent in names:
+        domains.setdefault(intent.partition("_")[0], []).append(intent)
+    plan, titles = by_intent_or_domain(by, names, domains, n_experiences, 8, scenario, seed, class_order, "hwu64")
+    return text_stream(
+        name, Source(train, validation, test, names), plan, scenario, seed=seed, validation_fraction=validation_fraction,
+        max_length=max_length, vocab_size=tokenizer_vocab_size, tokenizer=tokenizer, augment=augment, titles=titles,
     )  # fmt: skip
 
 

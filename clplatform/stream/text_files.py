@@ -152,6 +152,17 @@ def banking77_files(data_dir: str | None) -> tuple[Texts, Texts, list[str]]:
     return train, test, sorted(set(train.labels))
 
 
+def hwu64_files(data_dir: str | None) -> tuple[Texts, Texts | None, Texts, list[str]]:
+    """Training, validation (if there is a file) and test texts, and the intents in alphabetical order."""
+    folder = data_folder("hwu64", data_dir)
+    if folder is None:
+        raise missing("hwu64", "train.csv, val.csv and test.csv (columns text, category)")
+    validation = [folder / name for name in ("val.csv", "valid.csv") if (folder / name).is_file()]
+    files = [folder / "train.csv", *validation[:1], folder / "test.csv"]
+    train, *between, test = (read_files(str(file), ["text"], "category", None) for file in files)
+    return train, between[0] if between else None, test, sorted(set(train.labels))
+
+
 def read_json(path: Path) -> Any:
     """A JSON file.
 

@@ -15,7 +15,7 @@ from datasets import ClassLabel, Dataset, DatasetDict
 
 from clplatform.build import build_stream
 from clplatform.stream.base import InMemoryStream
-from clplatform.stream.text import banking77, clinc150, hf_text, text_files
+from clplatform.stream.text import banking77, clinc150, hf_text, hwu64, text_files
 from clplatform.types import ClplatformError, Data
 
 REAL = Path(os.environ.get("CLPLATFORM_DATA", "nowhere")).resolve() / "clinc150"
@@ -137,6 +137,24 @@ def test_numbers_that_do_not_fit_the_domains(tmp_path: Path) -> None:
     assert "as many classes in every experience; they have [4, 2]" in refusal(
         make_clinc, folder=uneven, by="domain", scenario="domain_incremental"
     )
+
+
+@pytest.mark.parametrize("validation", ["val.csv", "valid.csv", None])
+def test_hwu64(validation: str | None, tmp_path: Path) -> None:
+    """By intent or by domain, which is what an intent's name begins with; validation texts where there is a file."""
+    intents = ["alarm_set", "play_music", "alarm_query", "play_radio", "qa_maths", "qa_stock"]
+    for name, n in {"train.csv": 10, "test.csv": 2, **({validation: 3} if validation else {})}.items():
+        write(tmp_path / name, [[f"{c} {name} {i}", c] for i in range(n) for c in intents], ["text", "category"])
+    options = SHARED | {"name": "hwu64", "data_dir": str(tmp_path), "validation_fraction": 0.2, "by": "domain"}
+    stream = hwu64(**options)
+    assert [e.name for e in stream] == ["alarm", "play", "qa"]
+    assert stream.info.class_names == tuple(sorted(intents))
+    assert [[len(getattr(e, s)) for s in ("train", "validation", "test")] for e in stream] == (
+        [[20, 6, 4]] * 3 if validation else [[16, 4, 4]] * 3
+    )
+    by_intent = options | {"by": "intent"}
+    assert [len(e.classes) for e in hwu64(**by_intent | {"n_experiences": 2})] == [3, 3]
+    assert refusal(hwu64, **by_intent).startswith("stream.n_experiences=8: the 6 classes of hwu64 cannot be dealt")
 
 
 def test_banking77(tmp_path: Path) -> None:
