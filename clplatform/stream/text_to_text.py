@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from clplatform.stream.base import InMemoryStream
 from clplatform.stream.language import choose
@@ -28,7 +28,7 @@ from clplatform.types import ClplatformError
 
 def text_to_text(
     *, name: str, train: str, validation: str | None, test: str, input_key: str, target_key: str, task_key: str | None,
-    tasks: list[str] | None, metric: Metric, limit: Limit, scenario: PairScenario, seed: Seed,
+    tasks: list[str] | None, metric: Metric, metric_key: str | None, limit: Limit, scenario: PairScenario, seed: Seed,
     validation_fraction: Fraction, max_length: MaxLength, max_target_length: MaxLength,
     tokenizer_vocab_size: VocabSize, tokenizer_on: TokenizerOn, tokenizer: Any = None,
 ) -> InMemoryStream:  # fmt: skip
@@ -39,6 +39,7 @@ def text_to_text(
         task_key: names the experience of a row; None: there is one experience.
         tasks: the tasks in the order of the experiences; None: all, in the order of their first rows, or shuffled by
             `seed`.
+        metric_key: names the metric in the test rows, all of which have the same; None: it is `metric`.
         limit: training rows of a task at most: the first.
         validation_fraction: of each task's training rows, at random, if there is no validation file.
         tokenizer: of the pretrained backbone, given by the platform; None: one is trained.
@@ -63,12 +64,32 @@ def text_to_text(
         parts.append(Part(task, first.select(range(len(first))[:limit]), held, by_task["test"][task]))
     left_out = len(known) - len(chosen)
     notes = [f"stream.tasks leaves out {left_out} of {len(known)} tasks"] if left_out else []
+    if metric_key is not None:
+        metric = named_metric(test, metric_key)
     return pair_stream(
         name, parts, metric=metric, scenario=scenario, seed=seed,
         validation_fraction=0.0 if validation else validation_fraction, max_length=max_length,
         max_target_length=max_target_length, vocab_size=tokenizer_vocab_size, on=tokenizer_on, tokenizer=tokenizer,
         notes=notes,
     )  # fmt: skip
+
+
+def named_metric(path: str, key: str) -> Any:
+    """The metric that all rows of a file name.
+
+    Raises:
+        ClplatformError: there is no such metric, or there are several; with the line.
+    """
+    table, there = read_table(path, [key]), get_args(Metric)
+    for i, value in enumerate(table.columns[key]):
+        if value not in there:
+            raise ClplatformError(f"{_where(table, i)}: {key!r} is {value!r}, not one of {', '.join(there)}")
+        if value != (first := table.columns[key][0]):
+            raise ClplatformError(
+                f"{_where(table, i)}: {key!r} is {value!r} and {first!r} in line {table.lines[0]}: a matrix has one metric; give "
+                "stream.metric, and stream.metric_key=null"
+            )
+    return table.columns[key][0]
 
 
 def _check_different(files: dict[str, str | None]) -> None:

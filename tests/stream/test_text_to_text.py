@@ -16,7 +16,7 @@ from clplatform.types import IGNORED, ClplatformError
 
 OPTIONS: dict[str, Any] = {
     "name": "mine", "train": "train.jsonl", "validation": None, "test": "test.jsonl", "input_key": "input",
-    "target_key": "target", "task_key": "task", "tasks": None, "metric": "exact_match", "limit": None,
+    "target_key": "target", "task_key": "task", "tasks": None, "metric": "exact_match", "metric_key": None, "limit": None,
     "scenario": "domain_incremental", "seed": None, "validation_fraction": 0.25, "max_length": 32, "max_target_length": 32,
     "tokenizer_vocab_size": 300, "tokenizer_on": "first",
 }  # fmt: skip
@@ -66,6 +66,20 @@ def test_an_experience_for_each_task() -> None:
     for metric in ("rouge_l", "bleu", "chrf"):
         info = made(metric=metric).info
         assert info.primary_metric == metric and info.higher_is_better
+
+
+def test_the_file_may_name_the_metric() -> None:
+    rows = [{**row(task, i, "test"), "score": "rouge_l"} for task in ("reverse", "copy", "sort") for i in range(2)]
+    write("test.jsonl", rows)
+    assert made(metric_key="score").info.primary_metric == "rouge_l"
+    write("test.jsonl", [*rows[:2], {**rows[2], "score": "bleu"}, *rows[3:]])
+    assert refusal(metric_key="score") == (
+        "test.jsonl:3: 'score' is 'bleu' and 'rouge_l' in line 1: a matrix has one metric; give stream.metric, and "
+        "stream.metric_key=null"
+    )
+    write("test.jsonl", [{**rows[0], "score": "f3"}, *rows[1:]])
+    assert refusal(metric_key="score") == ("test.jsonl:1: 'score' is 'f3', not one of exact_match, rouge_l, bleu, chrf")
+    assert "there is no column 'metric'" in refusal(metric_key="metric")
 
 
 def test_a_validation_file_an_order_and_a_limit() -> None:
