@@ -75,7 +75,7 @@ def language_model(learner: Learner, stream: Stream, data: Data, batch_size: int
     nats = torch.zeros((), dtype=torch.float64)
     tokens, n_bytes = 0, 0
     with evaluating(learner):
-        for batch in learner.batches(data, batch_size=batch_size):
+        for batch in learner.batches(by_length(data)[0], batch_size=batch_size):
             nats += learner.task_loss(batch, learner(batch), "none").double().sum().cpu()
             tokens += int((batch["labels"] != IGNORED).sum())
             n_bytes += int(batch["n_bytes"].sum()) if "n_bytes" in batch else 0

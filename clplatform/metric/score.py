@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -53,6 +54,16 @@ SCORES: dict[str, Score] = {
 def is_share(name: str) -> bool:
     """Is this score a fraction of 1, to be shown in percent?"""
     return name in SCORES and SCORES[name].share
+
+
+def full_scale(name: str, best: float) -> float:
+    """Where the scale of a share ends, in percent: 100, so that it is the same in every report; for scores of longer texts,
+    which come nowhere near it, the next ten above the best.
+
+    Args:
+        best: the greatest value to be shown, in percent; NaN: none.
+    """
+    return max(10.0, 10.0 * math.ceil(best / 10)) if name in ("bleu", "chrf", "rouge_l") and best == best else 100.0
 
 
 def title(name: str) -> str:

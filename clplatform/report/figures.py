@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from clplatform.metric.score import full_scale
 from clplatform.report.format import is_share
 from clplatform.report.svg import MARKERS, SERIES, Drawing, legend, new_figure, sequence, some, to_svg
 
@@ -54,7 +55,8 @@ def lines(
     axes.set_xticks([first + i for i in some(last - first + 1, 12)])
     axes.set(xlabel="experiences learned", ylabel=ylabel)
     if first == 1 and is_share(metric):
-        axes.set_ylim(0, 103)  # the same scale in every report: small differences look small
+        # The same scale in every report: small differences look small.
+        axes.set_ylim(0, 1.03 * full_scale(metric, max(axes.dataLim.y1, 0.0)))
     elif first > 1:
         axes.set_ylim(bottom=min(0, axes.get_ylim()[0]), top=max(1e-9, axes.get_ylim()[1]))
     if many:

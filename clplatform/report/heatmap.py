@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from clplatform.metric.score import full_scale
 from clplatform.report.format import is_share, shorten
 from clplatform.report.svg import FAINT, INK, contrast, new_figure, some, style, tidy, to_svg
 
@@ -32,7 +33,8 @@ def matrix_map(
     width = 3.4 if small else min(max(0.62 * n + 2.1, 4.6), 9.0)
     figure, axes = new_figure(width, width * 0.86 if small else min(max(0.42 * len(values) + 1.3, 2.8), 7.5))
     cells = n <= (8 if small else MOST_NUMBERS)
-    _heat(axes, values, 0, 100 if is_share(metric) else None, cells=cells, bright_is_high=higher_is_better)
+    high = full_scale(metric, values[~np.isnan(values)].max(initial=0.0)) if is_share(metric) else None
+    _heat(axes, values, 0, high, cells=cells, bright_is_high=higher_is_better)
     ticks = some(n, 8 if small else 25)
     labels = labels_of(names, ticks, 1, numbers=small or n > MOST_NUMBERS)
     turned = max(map(len, labels), default=0) > 6

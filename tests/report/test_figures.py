@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
+from clplatform.metric.score import full_scale
 from clplatform.report import figures, heatmap, loss_curve, svg
 from clplatform.report.confusion import by_experience
 
@@ -136,6 +138,18 @@ def test_time_bars_and_phases():
     timing = [{"evaluate": 1.0, "train": 2.0}, {"train": 3.0, "consolidate": 0.5}]
     assert figures.phases(timing) == ["train", "consolidate", "evaluate"]
     assert {"train", "consolidate", "evaluate"} <= set(texts(figures.time_bars(timing)))
+
+
+def test_scores_of_texts_have_a_scale_of_their_own():
+    """Nobody gets 100 % BLEU: the scale ends at the next ten. Accuracies have the same scale in every report."""
+    assert [full_scale("bleu", best) for best in (0.0, 26.5, 30.0, math.nan)] == [10, 30, 30, 100]
+    assert full_scale("accuracy", 26.5) == full_scale("exact_match", 26.5) == 100
+    rows = [[0.177, None], [0.11, 0.265]]
+    low, high = (heatmap.matrix_map(rows, ["de", "fr"], metric) for metric in ("accuracy", "bleu"))
+    assert texts(low) == texts(high) and low != high  # the same numbers in other colours
+    lines = {"a": [0.177, 0.265]}
+    assert "100" in texts(figures.lines(lines, 1, "accuracy", "score", "x"))
+    assert {"0", "30"} <= set(shown := texts(figures.lines(lines, 1, "bleu", "score", "x"))) and "40" not in shown
 
 
 def test_confusion_rows_are_shares_of_their_class():
