@@ -96,6 +96,11 @@ def conf_dir() -> Path:
     return inside if inside.is_dir() else package.parent / "conf"
 
 
+# Settings that came later, and that change nothing where they are null: as a configuration of before.
+ADDED_TO_STREAMS = {"augment", "metric_key"}
+ADDED = {name: {"lr"} for name in ("adapters", "inf_lora", "lora_experts", "o_lora")}  # strategy → settings
+
+
 def config_hash(*, _root_: DictConfig) -> str:
     """Identity of a job: `identity` of its resolved configuration."""
     return identity(resolved(_root_))
@@ -116,13 +121,12 @@ def identity(config: dict[str, Any]) -> str:
             values.pop(name, None)
     budget = {k: v for k, v in (values.pop("budget", None) or {}).items() if v is not None}
     values |= {"budget": budget} if budget else {}
-    if isinstance(stream := values.get("stream"), dict) and stream.get("augment", "") is None:
-        # of texts: as a configuration of before they could be augmented
-        values["stream"] = {k: v for k, v in stream.items() if k != "augment"}
+    if isinstance(stream := values.get("stream"), dict):
+        values["stream"] = {k: v for k, v in stream.items() if v is not None or k not in ADDED_TO_STREAMS}
     if isinstance(strategies := values.get("strategy"), dict):  # in the order typed; without ghosts, see `drop_ghosts`
         tries = set() if values.get("protocol") else {"_tune_"}  # what would be tried if it were tuned
         values["strategy"] = [
-            [name, {k: v for k, v in node.items() if k not in tries}]
+            [name, {k: v for k, v in node.items() if k not in tries and not (v is None and k in ADDED.get(name, ()))}]
             for name, node in strategies.items()
             if has_target(node)
         ]

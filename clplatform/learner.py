@@ -95,8 +95,10 @@ class Learner(pl.LightningModule):
         self.past: list[Data] = []  # earlier training data: filled only for strategies that need `past_data`
         self._last: tuple[Batch, Output] | None = None
         # Of data that are evaluated: batch → its `index` and its features from the bare backbone. Gone with the data.
-        self._known: WeakKeyDictionary[Data, dict[int, tuple[Tensor, Tensor]]] = WeakKeyDictionary()
-        self._evaluated: tuple[dict[int, tuple[Tensor, Tensor]], int] | None = None  # the batch of the moment
+        self._known: WeakKeyDictionary[Data, dict[Any, tuple[Tensor, Tensor]]] = WeakKeyDictionary()
+        self._evaluated: tuple[dict[Any, tuple[Tensor, Tensor]], int] | None = None  # the batch of the moment
+        moving = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in backbone.modules())  # though frozen
+        self._own_backbone = None if moving else id(backbone)
         self._pending_rng: dict[str, Any] | None = None
 
     # -- structure -------------------------------------------------------------------------------------------
@@ -147,14 +149,24 @@ class Learner(pl.LightningModule):
     def frozen_features(self, batch: Batch) -> Tensor:
         """Features [B, D] of the bare backbone, for strategies that have frozen it for good: of data that are evaluated
         after every experience they are computed once."""
-        if self._evaluated is None:
+        # Not of an average that a strategy puts in its place for a while, and not where statistics go on.
+        if self._evaluated is None or id(self.backbone) != self._own_backbone:
             return self.backbone(batch)
         known, number = self._evaluated
-        index, features = known.get(number, (None, None))
+        weight = next(self.backbone.parameters())
+        key = number, weight.dtype, weight.device  # Lightning may convert the model when it is first trained
+        index, features = known.get(key, (None, None))
         if index is None or features is None or not torch.equal(index, batch["index"]):
-            features = self.backbone(batch)
-            known[number] = batch["index"], features
+            features = self.backbone(batch).detach()
+            known[key] = batch["index"], features
         return features
+
+    def with_frozen_features(self, batch: Batch, run: Callable[[Batch], Output]) -> Batch:
+        """The batch with its `frozen_features`; as it is where they are there already, or another strategy stands before the
+        model (`run`, as `forward` of a strategy gets it)."""
+        if "features" in batch or run != self.run:
+            return batch
+        return {**batch, "features": self.frozen_features(batch)}
 
     def classify(self, features: Tensor, task_labels: Tensor) -> Tensor:
         """Features [B, D], task_labels [B] → logits [B, K]."""

@@ -12,6 +12,7 @@ from command import refused
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from clplatform.build import build_strategy
 from clplatform.config import check, conf_dir, drop_ghosts, identity, resolved
 from clplatform.types import ClplatformError
 
@@ -213,6 +214,20 @@ def test_ghosts_of_other_jobs_are_dropped_and_typos_are_not() -> None:
 
 
 NODES: dict[str, Any] = {"a": {"_target_": "x.A", "k": 1}, "b": {"_target_": "x.B"}}
+
+
+def test_settings_that_came_later_change_nothing_where_they_are_null() -> None:
+    """A sweep of before finds its runs, and their models are loaded."""
+    page = yaml.safe_load((conf_dir() / "strategy" / "o_lora.yaml").read_text())["o_lora"]
+    before = {k: v for k, v in page.items() if k != "lr"}
+    stream = {"_target_": "x.text_to_text"}
+    old, new = (
+        {"strategy": {"o_lora": before}, "stream": stream},
+        {"strategy": {"o_lora": page}, "stream": stream | {"metric_key": None}},
+    )
+    assert page["lr"] is None and identity(old) == identity(new)
+    assert identity(new) != identity({**new, "strategy": {"o_lora": page | {"lr": 0.001}}})
+    assert build_strategy("o_lora", before).lr is None  # type: ignore[attr-defined]
 
 
 def test_what_cannot_change_the_numbers_does_not_change_the_identity() -> None:

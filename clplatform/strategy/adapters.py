@@ -57,7 +57,7 @@ class AdapterCL(Strategy):
         *,
         bottleneck: Annotated[int, Ge(1)],
         first: Literal["full", "adapter"],
-        lr: Annotated[float, Gt(0)] | None,
+        lr: Annotated[float, Gt(0)] | None = None,
     ) -> None:
         self.bottleneck, self.first, self.lr = bottleneck, first, lr
         self.extra = 0

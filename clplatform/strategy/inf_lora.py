@@ -76,7 +76,7 @@ class InfLoRA(Strategy):
         samples: Annotated[int, Ge(1)] | None,
         classes: Literal["own", "seen"],
         first: Literal["full", "adapter"],
-        lr: Annotated[float, Gt(0)] | None,
+        lr: Annotated[float, Gt(0)] | None = None,
     ) -> None:
         self.rank, self.scale, self.threshold, self.final = rank, scale, threshold, final
         self.samples, self.classes, self.first, self.lr = samples, classes, first, lr

@@ -53,8 +53,9 @@ class LinearProbe(Strategy):
         return loader
 
     def forward(self, learner: Learner, batch: Batch, run: Run) -> Output:
-        known = self.features(learner, batch) if learner.training else learner.frozen_features(batch)
-        return run({**batch, "features": known})
+        if not learner.training:
+            return run(learner.with_frozen_features(batch, run))
+        return run({**batch, "features": self.features(learner, batch)})
 
     def after_stage(self, learner: Learner, experience: Experience, stage: Stage) -> None:
         self.features.clear()

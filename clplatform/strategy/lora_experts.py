@@ -56,7 +56,7 @@ class LoRAExperts(Strategy):
         alpha: Annotated[float, Gt(0)],
         dropout: Annotated[float, Ge(0), Le(1)],
         first: Literal["full", "adapter"],
-        lr: Annotated[float, Gt(0)] | None,
+        lr: Annotated[float, Gt(0)] | None = None,
     ) -> None:
         self.rank, self.alpha, self.dropout, self.first, self.lr = rank, alpha, dropout, first, lr
         self.extra = 0

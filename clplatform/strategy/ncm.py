@@ -61,8 +61,7 @@ class NCM(Strategy):
         return []
 
     def forward(self, learner: Learner, batch: Batch, run: Run) -> Output:
-        output = run({**batch, "features": learner.frozen_features(batch)})
-        readout = self.readout(learner)
+        output, readout = run(learner.with_frozen_features(batch, run)), self.readout(learner)
         if learner.training or not readout.known.any():
             return output
         logits = readout(self.scaled(output.features))

@@ -63,7 +63,7 @@ class OLoRA(Strategy):
         orthogonality: Annotated[float, Ge(0)],
         l2: Annotated[float, Ge(0)],
         first: Literal["full", "adapter"],
-        lr: Annotated[float, Gt(0)] | None,
+        lr: Annotated[float, Gt(0)] | None = None,
     ) -> None:
         self.rank, self.alpha, self.dropout = rank, alpha, dropout
         self.orthogonality, self.l2, self.first, self.lr = orthogonality, l2, first, lr

@@ -99,8 +99,8 @@ class RanPAC(Strategy):
         return [Stage("first session")] if self.first_session and experience.index == 0 else []
 
     def forward(self, learner: Learner, batch: Batch, run: Run) -> Output:
-        if run == learner.run and not (self.first_session and len(learner.seen) < 2):  # nobody changes the backbone
-            batch = {**batch, "features": learner.frozen_features(batch)}
+        if not (self.first_session and len(learner.seen) < 2):  # which trains the backbone
+            batch = learner.with_frozen_features(batch, run)
         output, readout = run(batch), self.readout(learner)
         if learner.training or not readout.known.any():
             return output

@@ -155,8 +155,9 @@ class SEQStar(Strategy):
     def forward(self, learner: Learner, batch: Batch, run: Run) -> Output:
         if not self.frozen:
             return run(batch)
-        known = self.features(learner, batch) if learner.training else learner.frozen_features(batch)
-        return run({**batch, "features": known})
+        if not learner.training:
+            return run(learner.with_frozen_features(batch, run))
+        return run({**batch, "features": self.features(learner, batch)})
 
     def loss(self, learner: Learner, batch: Batch, output: Output) -> dict[str, Tensor]:
         """log Σ_{k ∈ seen ∪ future} exp z_k − log Σ_{k ∈ seen} exp z_k: with it the cross-entropy is over both."""

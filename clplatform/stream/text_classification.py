@@ -76,9 +76,9 @@ def text_classification(
     titles = list(ORDERS[order]) if isinstance(order, str) else order
     if not titles or not set(titles) <= set(DATASETS) or len(set(titles)) < len(titles):
         raise ClplatformError(f"stream.order={titles}: give each of {', '.join(DATASETS)} at most once")
-    folder, notes = data_folder(name, data_dir), []
+    folder, notes = data_folder("text_classification", data_dir), []
     if folder is None:
-        raise missing(name, f"{DATASETS[titles[0]][0]}/train.csv and test.csv, …")
+        raise missing("text_classification", f"{DATASETS[titles[0]][0]}/train.csv and test.csv, …")
     splits: dict[str, Texts] = {}
     for split, most in (("train", limit), ("test", test_limit)):
         parts = []
@@ -130,7 +130,7 @@ def draw(path: Path, most: int | None, seed: int) -> tuple[list[tuple[int, list[
 def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     line = 1
     try:
-        with no_limit(), path.open(encoding="utf-8", newline="") as file:
+        with no_limit(), path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)
             for row in reader:
                 if row:
@@ -148,10 +148,11 @@ def texts_of(path: Path, title: str, rows: list[tuple[int, list[str]]], merge_re
     own = classes(title, merge_reviews)
     texts, labels = [], []
     for line, (label, *columns) in rows:
-        if not label.isdigit() or not 1 <= int(label) <= len(own) or not columns:
+        if not label.isdecimal() or not 1 <= int(label) <= len(own) or not columns:
             raise ClplatformError(f"{path}:{line}: a row is a class from 1 to {len(own)} and a text, not {label!r}, …")
-        # In these files a backslash and an n stand for a newline, and some quotes have a backslash before them.
-        texts.append(" ".join(columns).replace("\\n", " ").replace('\\"', '"').strip())
+        # A backslash and an n stand for a newline (in AG News a backslash alone), and some quotes have one before them.
+        text = " ".join(columns).replace('\\"', '"')
+        texts.append(text.replace("\\" if title == "ag_news" else "\\n", " ").strip())
         labels.append(own[int(label) - 1])
     return Texts(str(path), texts, labels, [title] * len(rows), [line for line, _ in rows])
 

@@ -28,9 +28,10 @@ from clplatform.types import ClplatformError
 
 def text_to_text(
     *, name: str, train: str, validation: str | None, test: str, input_key: str, target_key: str, task_key: str | None,
-    tasks: list[str] | None, metric: Metric, metric_key: str | None, limit: Limit, scenario: PairScenario, seed: Seed,
+    tasks: list[str] | None, metric: Metric, limit: Limit, scenario: PairScenario, seed: Seed,
     validation_fraction: Fraction, max_length: MaxLength, max_target_length: MaxLength,
     tokenizer_vocab_size: VocabSize, tokenizer_on: TokenizerOn, tokenizer: Any = None,
+    metric_key: str | None = None,
 ) -> InMemoryStream:  # fmt: skip
     """Pairs of input and target, an experience for each task.
 

@@ -31,7 +31,7 @@ def folder(tmp_path: Path) -> Path:
                 [
                     str(k + 1),
                     *(["a title"] if title != "yelp" else []),
-                    f'{title} {split} {k} {i} says \\"yes\\"\\nthen',
+                    f'{title} {split} {k} {i} says \\"yes\\"' + ("\\next" if title == "ag_news" else "\\nthen"),
                 ]
                 for i in range(n)
                 for k in range(len(labels))
@@ -62,7 +62,8 @@ def test_an_experience_is_a_data_set(order: str, folder: Path) -> None:
         assert set(batch["labels"].tolist()) == set(e.classes)
         text = stream.tokenizer.decode(batch["input_ids"][0], skip_special_tokens=True)
         assert e.name.replace("_", " _ ") in text or e.name in text
-        assert "\\" not in text and ("a title" in text) == (e.name != "yelp")
+        assert text.endswith(' " yes " next' if e.name == "ag_news" else ' " yes " then')
+        assert ("a title" in text) == (e.name != "yelp")
 
 
 def test_yelp_and_amazon_share_their_stars_if_they_are_to(folder: Path) -> None:
@@ -108,6 +109,7 @@ def test_the_draw_is_even(tmp_path: Path) -> None:
     [
         ('"5","title","text"', ":2: a row is a class from 1 to 4 and a text, not '5', …"),
         ('"World","title","text"', ":2: a row is a class from 1 to 4 and a text, not 'World', …"),
+        ('"²","title","text"', ":2: a row is a class from 1 to 4 and a text, not '²', …"),
         ('"1"', ":2: a row is a class from 1 to 4 and a text, not '1', …"),
         ('"1",""', ":2: the text is empty"),
         ('"1","a"b', ":2: the row cannot be read ("),
