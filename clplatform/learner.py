@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import pytorch_lightning as pl
 import torch
@@ -22,6 +21,7 @@ from clplatform.data import Loader, by_length
 from clplatform.head.span import close_places
 from clplatform.head.vocabulary import answer
 from clplatform.loss import cross_entropy
+from clplatform.memory.features import KeptFeatures
 from clplatform.metric.flops import FlopMeter
 from clplatform.module.mode import eval_mode
 from clplatform.random_state import random_state, set_random_state
@@ -94,11 +94,7 @@ class Learner(pl.LightningModule):
         self.after_batch: Callable[[pl.Trainer, int], None] | None = None  # logging and checkpoints
         self.past: list[Data] = []  # earlier training data: filled only for strategies that need `past_data`
         self._last: tuple[Batch, Output] | None = None
-        # Of data that are evaluated: batch → its `index` and its features from the bare backbone. Gone with the data.
-        self._known: WeakKeyDictionary[Data, dict[Any, tuple[Tensor, Tensor]]] = WeakKeyDictionary()
-        self._evaluated: tuple[dict[Any, tuple[Tensor, Tensor]], int] | None = None  # the batch of the moment
-        moving = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in backbone.modules())  # though frozen
-        self._own_backbone = None if moving else id(backbone)
+        self._kept = KeptFeatures(backbone)
         self._pending_rng: dict[str, Any] | None = None
 
     # -- structure -------------------------------------------------------------------------------------------
@@ -149,17 +145,7 @@ class Learner(pl.LightningModule):
     def frozen_features(self, batch: Batch) -> Tensor:
         """Features [B, D] of the bare backbone, for strategies that have frozen it for good: of data that are evaluated
         after every experience they are computed once."""
-        # Not of an average that a strategy puts in its place for a while, and not where statistics go on.
-        if self._evaluated is None or id(self.backbone) != self._own_backbone:
-            return self.backbone(batch)
-        known, number = self._evaluated
-        weight = next(self.backbone.parameters())
-        key = number, weight.dtype, weight.device  # Lightning may convert the model when it is first trained
-        index, features = known.get(key, (None, None))
-        if index is None or features is None or not torch.equal(index, batch["index"]):
-            features = self.backbone(batch).detach()
-            known[key] = batch["index"], features
-        return features
+        return self._kept(self.backbone, batch)
 
     def with_frozen_features(self, batch: Batch, run: Callable[[Batch], Output]) -> Batch:
         """The batch with its `frozen_features`; as it is where they are there already, or another strategy stands before the
@@ -217,13 +203,11 @@ class Learner(pl.LightningModule):
 
     def evaluation_batches(self, data: Data, batch_size: int) -> Iterator[Batch]:
         """All of `data`, texts from the shortest to the longest: the batches of which `frozen_features` are kept."""
-        known = self._known.setdefault(data, {})
-        try:
-            for number, batch in enumerate(self.batches(by_length(data)[0], batch_size=batch_size)):
-                self._evaluated = known, number
+        batches = self.batches(by_length(data)[0], batch_size=batch_size)
+        with self._kept.of(data) as at:
+            for number, batch in enumerate(batches):
+                at(number)
                 yield batch
-        finally:
-            self._evaluated = None
 
     @torch.no_grad()
     def features(self, data: Data) -> Tensor:

@@ -149,7 +149,7 @@ def test_each_sample_passes_once(tmp_path: Path) -> None:
 def test_what_is_known_goes_with_the_data(tmp_path: Path) -> None:
     experiment = experiment_of(tmp_path, "ncm")
     experiment.run()
-    learner, known = experiment.learner, experiment.learner._known
+    learner, known = experiment.learner, experiment.learner._kept.known
     n = len(known)
     for _ in range(3):  # data of the moment, as those of a service
         predict(learner, experiment.stream[0].test.select(torch.arange(4)), 2)

@@ -1,11 +1,14 @@
-"""Features of a frozen backbone: computed once for each stage instead of in every step."""
+"""Features of a frozen backbone: computed once for each stage instead of in every step, and once for what is evaluated."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from clplatform.data import trim
 from clplatform.memory.buffer import raw_rows
@@ -60,6 +63,47 @@ class FrozenFeatures:
         keys, order = keys.sort()
         if not (keys[1:] == keys[:-1]).any():  # else: a sample in several versions (permuted copies, all in one stage)
             self.keys, self.features = keys, features[order]
+
+
+class KeptFeatures:
+    """Features of a frozen backbone, of data that are evaluated again and again: computed once, and held as long as the data.
+
+    Args:
+        backbone: that is frozen. What others put in its place for a while (an average) is computed anew, and so is one with
+            batch normalisation, whose statistics go on though its weights are frozen.
+    """
+
+    def __init__(self, backbone: nn.Module) -> None:
+        moving = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in backbone.modules())
+        self.backbone = None if moving else id(backbone)
+        self.known: WeakKeyDictionary[Data, dict[Any, tuple[Tensor, Tensor]]] = WeakKeyDictionary()
+        self.now: tuple[dict[Any, tuple[Tensor, Tensor]], int] | None = None  # the data and the batch of the moment
+
+    @contextmanager
+    def of(self, data: Data) -> Iterator[Callable[[int], None]]:
+        """Inside, `data` are evaluated; gives a function to be told the number of the batch that comes next."""
+        known = self.known.setdefault(data, {})
+
+        def at(number: int) -> None:
+            self.now = known, number
+
+        try:
+            yield at
+        finally:
+            self.now = None
+
+    def __call__(self, backbone: nn.Module, batch: Batch) -> Tensor:
+        """The features [B, D] of a batch."""
+        if self.now is None or id(backbone) != self.backbone:
+            return backbone(batch)
+        known, number = self.now
+        weight = next(backbone.parameters())
+        key = number, weight.dtype, weight.device  # Lightning may convert the model when it is first trained
+        index, features = known.get(key, (None, None))
+        if index is None or features is None or not torch.equal(index, batch["index"]):
+            features = backbone(batch).detach()
+            known[key] = batch["index"], features
+        return features
 
 
 def _key(batch: Batch) -> Tensor:
