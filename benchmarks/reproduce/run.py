@@ -58,8 +58,10 @@ def verdict(recipe: Recipe, ours: dict[str, float | None], recipes: list[Recipe]
         if len(known) < len(others):
             return "–"
         return "✅" if all(own - v > STEP if below else v - own > STEP for below, v in known) else "❌"
-    least = min(v for v in (recipe["paper"], recipe["peers"]) if v is not None)
-    return "✅" if own >= least - recipe["tolerance"] else "❌"
+    published = [v for v in (recipe["paper"], recipe["peers"]) if v is not None]
+    if not published:
+        return "–"
+    return "✅" if own >= min(published) - recipe["tolerance"] else "❌"
 
 
 def table(recipes: list[Recipe], root: Path, problems: dict[str, str]) -> str:
@@ -85,6 +87,8 @@ def table(recipes: list[Recipe], root: Path, problems: dict[str, str]) -> str:
         numbers = [f"{v:.1f}" if v is not None else "–" for v in (r["paper"], r.get("peers"))]
         cells = [f"`{r['name']}`", r["what"], r["source"], *numbers, cell, str(len(found)), verdict(r, ours, recipes)]
         lines.append(f"| {' | '.join(cells)} |")
+    if notes := [f"- `{r['name']}`: {r['note']}." for r in recipes if "note" in r]:
+        lines += ["", *notes]
     return "\n".join(lines) + "\n"
 
 

@@ -40,7 +40,7 @@ def text_to_text(
         task_key: names the experience of a row; None: there is one experience.
         tasks: the tasks in the order of the experiences; None: all, in the order of their first rows, or shuffled by
             `seed`.
-        metric_key: names the metric in the test rows, all of which have the same; None: it is `metric`.
+        metric_key: names the metric in the test rows of these tasks, all of which have the same; None: it is `metric`.
         limit: training rows of a task at most: the first.
         validation_fraction: of each task's training rows, at random, if there is no validation file.
         tokenizer: of the pretrained backbone, given by the platform; None: one is trained.
@@ -66,7 +66,7 @@ def text_to_text(
     left_out = len(known) - len(chosen)
     notes = [f"stream.tasks leaves out {left_out} of {len(known)} tasks"] if left_out else []
     if metric_key is not None:
-        metric = named_metric(test, metric_key)
+        metric = named_metric(test, metric_key, task_key, chosen)
     return pair_stream(
         name, parts, metric=metric, scenario=scenario, seed=seed,
         validation_fraction=0.0 if validation else validation_fraction, max_length=max_length,
@@ -75,22 +75,23 @@ def text_to_text(
     )  # fmt: skip
 
 
-def named_metric(path: str, key: str) -> Any:
-    """The metric that all rows of a file name.
+def named_metric(path: str, key: str, task_key: str | None, tasks: list[str]) -> Any:
+    """The metric that all rows of these tasks name.
 
     Raises:
         ClplatformError: there is no such metric, or there are several; with the line.
     """
-    table, there = read_table(path, [key]), get_args(Metric)
-    for i, value in enumerate(table.columns[key]):
-        if value not in there:
+    table, there = read_table(path, [key, *([task_key] if task_key else [])]), get_args(Metric)
+    mine = [i for i in range(len(table.lines)) if task_key is None or _task(table, task_key, i) in tasks]
+    for i in mine:
+        if (value := table.columns[key][i]) not in there:
             raise ClplatformError(f"{_where(table, i)}: {key!r} is {value!r}, not one of {', '.join(there)}")
-        if value != (first := table.columns[key][0]):
+        if value != (first := table.columns[key][mine[0]]):
             raise ClplatformError(
-                f"{_where(table, i)}: {key!r} is {value!r} and {first!r} in line {table.lines[0]}: a matrix has one metric; give "
-                "stream.metric, and stream.metric_key=null"
+                f"{_where(table, i)}: {key!r} is {value!r} and {first!r} in line {table.lines[mine[0]]}: a matrix has one "
+                "metric; give stream.metric and stream.metric_key=null, or choose stream.tasks that share one"
             )
-    return table.columns[key][0]
+    return table.columns[key][mine[0]]
 
 
 def _check_different(files: dict[str, str | None]) -> None:

@@ -74,9 +74,11 @@ def test_the_file_may_name_the_metric() -> None:
     assert made(metric_key="score").info.primary_metric == "rouge_l"
     write("test.jsonl", [*rows[:2], {**rows[2], "score": "bleu"}, *rows[3:]])
     assert refusal(metric_key="score") == (
-        "test.jsonl:3: 'score' is 'bleu' and 'rouge_l' in line 1: a matrix has one metric; give stream.metric, and "
-        "stream.metric_key=null"
+        "test.jsonl:3: 'score' is 'bleu' and 'rouge_l' in line 1: a matrix has one metric; give stream.metric and "
+        "stream.metric_key=null, or choose stream.tasks that share one"
     )
+    assert made(metric_key="score", tasks=["sort"]).info.primary_metric == "rouge_l"
+    assert rows[2]["task"] == "copy" and "in line 1" in refusal(metric_key="score", tasks=["reverse", "copy"])
     write("test.jsonl", [{**rows[0], "score": "f3"}, *rows[1:]])
     assert refusal(metric_key="score") == ("test.jsonl:1: 'score' is 'f3', not one of exact_match, rouge_l, bleu, chrf")
     assert "there is no column 'metric'" in refusal(metric_key="metric")
