@@ -119,6 +119,7 @@ class Answerer(Saved):
             raise ClplatformError(f"sample 0: {pairs[0]!r} is not a pair of question and context")
         assert self.info.input.max_length is not None
         windows = tokenize_questions(self.tokenizer, pairs, self.info.input.max_length, self.settings.get("stride"))
+        self.tell_cut(windows.n_cut, len(pairs), self.info.input.max_length)
         found: list[tuple[Tensor, ...]] = []
         with torch.inference_mode():
             for batch in self.batches(windows.columns, task, batch_size):

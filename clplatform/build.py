@@ -53,7 +53,14 @@ def _as_it_is(value: Any) -> Any:
 
 
 def build_tokenizer(config: dict[str, Any]) -> Any:
-    """The pretrained backbone's tokenizer; None where there is none (the stream then trains its own)."""
+    """The tokenizer of the configuration, or the pretrained backbone's; None where there is none (the stream then trains its
+    own).
+
+    Raises:
+        ClplatformError: it cannot be had; one is chosen that the stream or the backbone has no use for.
+    """
+    if own := config.get("tokenizer"):
+        return _own_tokenizer(own, config)
     if not takes_tokenizer(config["stream"]):
         return None
     if getattr(find(config["backbone"]["_target_"]), "reads", "input_ids") != "input_ids":
@@ -66,6 +73,21 @@ def build_tokenizer(config: dict[str, Any]) -> Any:
         return None
     tokenizer: Any = load_tokenizer(source)
     tokenizer.decoder_start = decoder_start(source, config["backbone"].get("config") or {})
+    tokenizer.origin = f"the backbone's own tokenizer, with {len(tokenizer)} tokens"
+    return tokenizer
+
+
+def _own_tokenizer(source: str, config: dict[str, Any]) -> Any:
+    if not takes_tokenizer(config["stream"]):
+        raise ClplatformError(f"tokenizer={source}: stream={config['stream']['name']} has no text; leave it null")
+    if (pretrained := config["backbone"].get("pretrained")) is not None:
+        raise ClplatformError(
+            f"tokenizer={source}: backbone={config['backbone']['name']} (pretrained={pretrained}) has a tokenizer, whose tokens "
+            "its weights know; leave it null"
+        )
+    from clplatform.stream.own_tokenizer import own_tokenizer
+
+    tokenizer, tokenizer.origin = own_tokenizer(source, config["stream"])
     return tokenizer
 
 
@@ -73,7 +95,10 @@ def build_stream(config: dict[str, Any], tokenizer: Any = None) -> Stream:
     """The stream; a text stream is tokenized for the backbone."""
     node = without_extra(config, "stream")
     given = {"tokenizer": tokenizer} if takes_tokenizer(node) else {}
-    return make(node, **given)
+    stream = make(node, **given)
+    if note := getattr(tokenizer, "origin", None):
+        stream.notes.append(note)
+    return stream
 
 
 def without_extra(config: dict[str, Any], group: str) -> dict[str, Any]:

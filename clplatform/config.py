@@ -52,6 +52,7 @@ ROOT: dict[str, Any] = {
     "label_smoothing": Annotated[float, Ge(0), Le(1)],
     "references": bool,
     "bucket_by_length": bool,
+    "tokenizer": str | None,
     "early_stopping": Annotated[int, Ge(1)] | None,  # type: ignore[operator]
     "evaluate_every": Annotated[int, Ge(1)] | None,  # type: ignore[operator]
     "evaluate_samples": Annotated[int, Ge(1)] | None,  # type: ignore[operator]
@@ -63,7 +64,7 @@ ROOT: dict[str, Any] = {
 # What a configuration of before there was the setting does not say.
 LATER = {
     "references": False, "bucket_by_length": False, "evaluate_every": None, "evaluate_samples": None,
-    "keep_models": False, "budget": {}, "prompting": None,
+    "keep_models": False, "budget": {}, "prompting": None, "tokenizer": None,
 }  # fmt: skip
 # All are null in a run whose experiences take epochs and whose strategies may keep what they want (`clplatform.budget`).
 BUDGET: dict[str, Any] = {
@@ -116,7 +117,7 @@ def identity(config: dict[str, Any]) -> str:
         values.pop("bucket_by_length", None)
     if not values.get("evaluate_every"):  # numbers are the same with it: but who asks for it wants a run that has it
         values = {k: v for k, v in values.items() if k not in ("evaluate_every", "evaluate_samples")}
-    for name in ("keep_models", "prompting"):
+    for name in ("keep_models", "prompting", "tokenizer"):
         if not values.get(name):
             values.pop(name, None)
     budget = {k: v for k, v in (values.pop("budget", None) or {}).items() if v is not None}

@@ -7,9 +7,11 @@ import io
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from clplatform.stream.tables import read_text
 from clplatform.types import ClplatformError
 
 IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
@@ -17,7 +19,7 @@ NO_LINES = {".json", ".parquet", ".npy", ".xlsx", ".xls", *IMAGES}  # files that
 
 
 def read_texts(paths: Iterable[str], columns: Sequence[str]) -> tuple[list[Any], list[Any]]:
-    """Texts of all files, in order; twice: as names and as inputs.
+    """Texts of all files, in order; twice: as names and as inputs. Blank lines are skipped; it is said how many.
 
     Args:
         paths: files; `-`: lines from standard input.
@@ -26,20 +28,24 @@ def read_texts(paths: Iterable[str], columns: Sequence[str]) -> tuple[list[Any],
     Raises:
         ClplatformError: a file, a column or a text is missing, or the file is something else.
     """
-    texts = [text for path in paths for text in _texts(path, columns)]
+    blank: list[str] = []
+    texts = [text for path in paths for text in _texts(path, columns, blank)]
     if not texts:
         raise ClplatformError("there is no text to classify in the input")
+    if blank:
+        print(f"clplatform: blank lines that are skipped: {len(blank)} (the first is {blank[0]})", file=sys.stderr)
     return texts, texts
 
 
-def _texts(path: str, columns: Sequence[str]) -> Iterator[Any]:
-    content, suffix = _read(path), Path(path).suffix.lower()
+def _texts(path: str, columns: Sequence[str], blank: list[str]) -> Iterator[Any]:
+    content, suffix = _read(path), _suffix(path)
     if suffix in (".csv", ".tsv"):
-        rows = _table(path, content, "\t" if suffix == ".tsv" else ",")
+        rows = _table(path, content, "\t" if suffix == ".tsv" else ",", blank)
     elif suffix in (".jsonl", ".ndjson"):
-        rows = ((i, _json(path, i, line)) for i, line in enumerate(content.split("\n"), start=1) if line.strip())
+        rows = ((i, _json(path, i, line)) for i, line in _lines(path, content, blank))
     else:
-        yield from (line for line in content.split("\n") if line.strip())
+        where = "standard input" if path == "-" else path
+        yield from (line for _, line in _lines(where, content, blank))
         return
     for number, row in rows:
         cells = [_cell(f"{path}:{number}", row, column) for column in columns]
@@ -56,18 +62,34 @@ def _cell(where: str, row: dict[str, Any], column: str) -> str:
     return value
 
 
-def _table(path: str, content: str, delimiter: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def _lines(path: str, content: str, blank: list[str]) -> Iterator[tuple[int, str]]:
+    """Lines that hold something, with their numbers; where others are is added to `blank`."""
+    lines = content.removesuffix("\n").split("\n") if content else []
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            yield number, line
+        else:
+            blank.append(f"{path}:{number}")
+
+
+def _table(path: str, content: str, delimiter: str, blank: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
     """Rows with the number of their last line; a quoted text may go over several."""
-    reader = csv.DictReader(io.StringIO(content, newline=""), delimiter=delimiter, strict=True)
+    reader = csv.reader(io.StringIO(content, newline=""), delimiter=delimiter, strict=True)
+    header: list[str] = []
     try:
-        for row in reader:
-            if None in row:
+        for cells in reader:
+            if not cells:
+                blank.append(f"{path}:{reader.line_num}")
+            elif not header:
+                header = cells
+            elif len(cells) > len(header):
                 raise ClplatformError(
                     f"{path}:{reader.line_num}: the row has more cells than the header; quote texts that hold a separator"
                 )
-            yield reader.line_num, row
+            else:
+                yield reader.line_num, dict(zip_longest(header, cells))
     except csv.Error as error:
-        raise ClplatformError(f"{path}:{reader.reader.line_num}: {error}") from None
+        raise ClplatformError(f"{path}:{reader.line_num}: {error}") from None
 
 
 def _json(path: str, number: int, line: str) -> dict[str, Any]:
@@ -80,16 +102,21 @@ def _json(path: str, number: int, line: str) -> dict[str, Any]:
     return value
 
 
+def _suffix(path: str) -> str:
+    """That of a file, compressed or not."""
+    return Path(path.lower().removesuffix(".gz")).suffix
+
+
 def _read(path: str) -> str:
     if path == "-":
         return sys.stdin.read()
-    if Path(path).suffix.lower() in NO_LINES:
+    if _suffix(path) in NO_LINES:
         raise ClplatformError(f"{path}: the model classifies text: give text lines (.txt), .csv, .tsv or .jsonl")
     try:
-        return Path(path).read_text(encoding="utf-8-sig")
+        return io.StringIO(read_text(Path(path)), newline=None).read()  # lines end with line feeds
     except FileNotFoundError:
         raise ClplatformError(f"there is no file {path}") from None
-    except (UnicodeDecodeError, IsADirectoryError) as error:
+    except IsADirectoryError as error:
         raise ClplatformError(f"{path}: not a text file in UTF-8 ({error})") from None
 
 

@@ -7,6 +7,7 @@ the experiences from whose metadata the structure is rebuilt before the weights 
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -62,6 +63,22 @@ class Saved:
     ) -> None:
         self.learner, self.folder, self.tokenizer, self.settings = learner, folder, tokenizer, settings or {}
         self.info: StreamInfo = learner.info
+
+    def encode(self, inputs: Any) -> dict[str, Tensor]:
+        """Texts, or pairs of texts, as the model reads them: longer ones are cut, and it is said how many."""
+        from clplatform.stream.tokenizer import encode, tokenize
+
+        texts, longest = check_texts(inputs), self.info.input.max_length
+        if longest is None:
+            return encode(self.tokenizer, texts, None)
+        columns, cut = tokenize(self.tokenizer, texts, longest)
+        self.tell_cut(cut, len(texts), longest)
+        return columns
+
+    def tell_cut(self, cut: int, n: int, longest: int, *, at: str = "end") -> None:
+        """Say how many of n texts are cut, and where, to the tokens that the model reads."""
+        if cut:
+            print(f"clplatform: {cut} of {n} texts are cut at the {at} to {longest} tokens", file=sys.stderr)
 
     def batches(self, columns: dict[str, Tensor], task: int | None, batch_size: int) -> Iterator[dict[str, Tensor]]:
         """Columns [N, …] as batches that the model can be given; none of no samples.
@@ -143,9 +160,7 @@ class Predictor(Saved):
 
     def _columns(self, inputs: Any) -> dict[str, Tensor]:
         if self.info.input.modality == "text":
-            from clplatform.stream.tokenizer import encode
-
-            return encode(self.tokenizer, check_texts(inputs), self.info.input.max_length)
+            return self.encode(inputs)
         import torch
 
         from clplatform.stream.images import images_to_tensor

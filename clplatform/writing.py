@@ -11,7 +11,6 @@ from torch import Tensor
 from clplatform.data import predicted
 from clplatform.evaluate import decode
 from clplatform.saved import Saved, check_texts
-from clplatform.stream.tokenizer import encode
 from clplatform.types import IGNORED, ClplatformError
 
 BATCH = 64
@@ -37,7 +36,7 @@ class Writer(Saved):
         Args:
             top: not used.
         """
-        columns = encode(self.tokenizer, check_texts(inputs), self.info.input.max_length)
+        columns = self.encode(inputs)
         with torch.inference_mode():
             batches = self.batches(columns, task, batch_size)
             return [Written(t) for b in batches for t in decode(self.tokenizer, self.learner.generate(b))]
@@ -55,13 +54,16 @@ class Continuer(Saved):
         """
         texts = check_texts(inputs)
         longest = max(1, (self.info.input.max_length or 2) // 2)
-        rows = [
-            ids[-longest:]
-            for ids in self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
-        ] if texts else []  # fmt: skip
+        whole = (
+            self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+            if texts
+            else []
+        )
+        rows = [ids[-longest:] for ids in whole]
         for i, row in enumerate(rows):
             if not row:
                 raise ClplatformError(f"sample {i}: {texts[i]!r} has no token that the model knows")
+        self.tell_cut(sum(len(ids) > longest for ids in whole), len(texts), longest, at="beginning")
         width, pad = max(map(len, rows), default=1), self.info.input.pad_token_id
         columns = {
             "input_ids": torch.tensor([[pad] * (width - len(r)) + r for r in rows]).view(-1, width),
@@ -120,6 +122,9 @@ class Filler(Saved):
                     f"sample {i}: {texts[i]!r} hides no token within the model's {self.info.input.max_length}: write {mask} for "
                     "what is to be found"
                 )
+        if (longest := self.info.input.max_length) is not None:
+            whole: Any = self.tokenizer(texts, split_special_tokens=False, verbose=False)["input_ids"]
+            self.tell_cut(sum(len(ids) > longest for ids in whole), len(texts), longest)
         columns["labels"] = columns["input_ids"].where(hidden, IGNORED)
         found: list[Filled] = []
         with torch.inference_mode():

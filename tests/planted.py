@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clplatform.memory.buffer import Buffer
+from clplatform.data import concat
+from clplatform.memory.buffer import Buffer, append
 from clplatform.regularization.quadratic import Quadratic
 from clplatform.strategy.base import Run, Strategy
 from clplatform.strategy.replay import Replay
@@ -121,6 +122,42 @@ class LostFisher(Right):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
+class Amnesiac(torch.optim.SGD):
+    def load_state_dict(self, state_dict: Any) -> None: ...
+
+
+@caught_by("resumes")
+class OptimizerNotRestored(Right):
+    """The optimizer is saved and never restored (Mammoth)."""
+
+    def optimizer(self, learner: Any) -> torch.optim.Optimizer:
+        return Amnesiac(learner.parameter_groups(), lr=0.1, momentum=0.9)
+
+
+@caught_by("resumes")
+class OptimizerOfItsOwn(Right):
+    """A second optimizer, whose momentum no checkpoint holds."""
+
+    def before_experience(self, learner: Any, experience: Experience) -> None:
+        self.second = torch.optim.SGD(learner.backbone.parameters(), lr=0.01, momentum=0.9)
+
+    def after_step(self, learner: Any) -> None:
+        self.second.step()
+
+
+@caught_by("resumes")
+class ResumesBetweenExperiencesOnly(Right):
+    """A generator that is right at the start of every experience, and begins anew in the middle of one (Avalanche)."""
+
+    def before_experience(self, learner: Any, experience: Experience) -> None:
+        self.generator = torch.Generator().manual_seed(experience.index)
+
+    def edit_gradients(self, learner: Any) -> None:
+        for p in learner.parameters():
+            if p.grad is not None:
+                p.grad += 0.01 * torch.randn(p.shape, generator=self.generator)
+
+
 @caught_by("state")
 class PickledModule(Right):
     """Objects in a checkpoint, which only unpickling brings back (CLArena)."""
@@ -133,6 +170,24 @@ class PickledModule(Right):
 class ForgetsItsCost(Right):
     def cost(self) -> dict[str, int | float]:
         return {}
+
+
+@caught_by("cost")
+class ForgetsItsOwners(Right):
+    """A whole number for each weight is a cost, too."""
+
+    def build(self, learner: Any, info: ExperienceInfo) -> None:
+        self.owners = [torch.zeros_like(p, dtype=torch.int16) for p in learner.backbone.parameters()]
+
+
+@caught_by("cost")
+class ForgetsItsMasks(Right):
+    """The same in the model."""
+
+    def build(self, learner: Any, info: ExperienceInfo) -> None:
+        if "masks" not in learner.extras:
+            learner.extras["masks"] = nn.Module()
+            learner.extras["masks"].register_buffer("mask", torch.ones_like(learner.backbone.layer.weight) > 0)
 
 
 @caught_by("finite")
@@ -424,6 +479,22 @@ class ReseedsItsGenerator(Replay):
         batch = super().extend_batch(learner, batch)
         learner.generator = ours
         return batch
+
+
+@caught_by("resumes")
+class GrowsBesideItsState(Replay):
+    """A memory that grows by one sample at a time, outside of the state."""
+
+    def __init__(self, *, capacity: int) -> None:
+        super().__init__(capacity=capacity, batch_size=None, policy="reservoir", update="experience", device="cpu")
+        self.samples: list[Batch] = []
+
+    def extend_batch(self, learner: Any, batch: Batch) -> Batch:
+        return append(batch, concat(self.samples), learner.source_of(self)) if self.samples else batch
+
+    def after_experience(self, learner: Any, experience: Experience) -> None:
+        for i in range(10):
+            self.samples.append(experience.train.fetch(torch.tensor([i])))
 
 
 @caught_by("evaluates_what_is_there")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import shutil
@@ -84,6 +85,63 @@ def test_lines_of_text(predict: Predict, runs: dict[str, Path], tmp_path: Path) 
     assert without_names(rows) == answers(runs["text"], expected)
     assert list(rows[0]) == ["input", "label", "probability", "probabilities"]
     assert set(rows[0]["probabilities"]) < set(TOPICS) and len(rows[0]["probabilities"]) == 3
+
+
+BLANK = {
+    "txt": "\none\n \ntwo\n\n",
+    "jsonl": '\n{"text": "one"}\n \n{"text": "two"}\n\n',
+    "csv": 'text\n\none\n\n"two"\n\n',
+}
+
+
+@pytest.mark.parametrize("kind", BLANK)
+def test_blank_lines_are_counted(kind: str, runs: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    Path(f"new.{kind}").write_text(BLANK[kind])
+    assert main(["predict", str(runs["text"]), f"new.{kind}"]) == 0
+    out, err = capsys.readouterr()
+    assert [json.loads(line)["input"] for line in out.splitlines()] == ["one", "two"]
+    first = 2 if kind == "csv" else 1
+    assert err == f"clplatform: blank lines that are skipped: 3 (the first is new.{kind}:{first})\n"
+    Path("none.txt").write_text("one\ntwo\n")
+    Path("empty.txt").write_text("")
+    assert main(["predict", str(runs["text"]), "none.txt", "empty.txt"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_blank_lines_of_standard_input(
+    runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("one\n\n"))
+    assert main(["predict", str(runs["text"])]) == 0
+    assert "skipped: 1 (the first is standard input:2)\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("model", ["text", "pairs"])
+def test_texts_that_are_cut_are_counted(model: str, runs: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    long = "book a flight " * 100
+    Path("new.jsonl").write_text(
+        "".join(json.dumps({"text": t, "b": "jazz"}) + "\n" for t in (TEXTS[0], long, TEXTS[1]))
+    )
+    columns = ["--column", "text", "--column", "b"] if model == "pairs" else []
+    assert main(["predict", str(runs[model]), "new.jsonl", *columns]) == 0
+    out, err = capsys.readouterr()
+    longest = clplatform.load(runs[model]).info.input.max_length
+    assert err == f"clplatform: 1 of 3 texts are cut at the end to {longest} tokens\n"
+    assert len(out.splitlines()) == 3
+
+
+@pytest.mark.parametrize("kind", ["txt", "csv"])
+def test_line_ends_and_compression_change_nothing(kind: str, predict: Predict, tmp_path: Path) -> None:
+    lines = ["text"] * (kind == "csv") + TEXTS
+    contents = {
+        f"new.{kind}": "\n".join(lines).encode(), f"windows.{kind}": "\r\n".join(lines).encode(),
+        f"mac.{kind}": "\r".join(lines).encode(), f"packed.{kind}.gz": gzip.compress("\n".join(lines).encode()),
+    }  # fmt: skip
+    found = []
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+        found.append(predict("text", tmp_path / name))
+    assert len(found[0]) == len(TEXTS) and all(rows == found[0] for rows in found)
 
 
 @pytest.mark.parametrize("given", [[], ["-"]])
@@ -204,7 +262,7 @@ def test_the_model_folder_is_a_run_too(predict: Predict, runs: dict[str, Path], 
 # -- what is refused ----------------------------------------------------------------------------------------------------
 
 FILES: dict[str, bytes] = {
-    "latin.txt": "Zoë".encode("latin-1"),
+    "latin.txt": "first\nZoë".encode("latin-1"),
     "empty.txt": b"\n \n",
     "header.csv": b"text,label\n",
     "wrong.csv": b"query,label\na,b\n",
@@ -226,7 +284,7 @@ FILES: dict[str, bytes] = {
     [
         ("text", ["absent.txt"], "there is no file absent.txt"),
         ("text", ["."], ".: not a text file in UTF-8"),
-        ("text", ["latin.txt"], "latin.txt: not a text file in UTF-8"),
+        ("text", ["latin.txt"], "latin.txt:2: not UTF-8 (byte 0xeb); save the file in that encoding"),
         ("text", ["empty.txt"], "there is no text to classify"),
         ("text", ["header.csv"], "there is no text to classify"),
         ("text", ["wrong.csv"], "wrong.csv:2: there is no column 'text' (there is: query, label); use --column"),

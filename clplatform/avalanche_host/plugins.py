@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import MultiStepLR
 
 from clplatform.signature import check_arguments, check_node, find, suggest, typed
-from clplatform.types import ClplatformError
+from clplatform.types import ClplatformError, StreamInfo
 
 Node = dict[str, Any] | str
 # What is not for texts.
@@ -82,6 +82,37 @@ def resolve(nodes: list[Node], *, texts: bool) -> list[tuple[Any, dict[str, Any]
         _check(path, target, values)
         found.append((target, values))
     return found
+
+
+def check_memories(found: list[tuple[Any, dict[str, Any]]], info: StreamInfo) -> None:
+    """A plugin's memory must have room for a sample of every class.
+
+    Args:
+        found: class and settings of every plugin, of `resolve`.
+
+    Raises:
+        ClplatformError: there is less.
+    """
+    n_classes = len(info.class_names)
+    for i, (target, values) in enumerate(found):
+        name, size = _memory(target, values)
+        if isinstance(size, int) and size < n_classes:
+            raise ClplatformError(
+                f"{PATH}[{i}].{name}={size} is smaller than the {n_classes} classes of stream={info.name}; give it "
+                f"{n_classes} or more"
+            )
+
+
+def _memory(target: Any, values: dict[str, Any]) -> tuple[str, Any]:
+    """The setting that says how many samples a plugin keeps in all, and its value; None: there is no such."""
+    policy = values.get("storage_policy")
+    if isinstance(policy, dict):
+        return "storage_policy.max_size", policy.get("max_size")
+    given = {n: p.default for n, p in inspect.signature(target).parameters.items()} | values
+    if given.get("fixed_memory") is False:  # iCaRL's size is that of a class then
+        return "", None
+    name = "memory_size" if "memory_size" in given else "mem_size"
+    return name, given.get(name)
 
 
 def _check(path: str, target: Any, values: dict[str, Any]) -> None:

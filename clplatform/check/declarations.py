@@ -33,7 +33,7 @@ def first_experience(subject: Subject) -> None:
 
 
 def cost(subject: Subject) -> None:
-    """`cost()` is what it holds: numbers beside the model and added to it, and the bytes of a memory."""
+    """`cost()` is what it holds: numbers beside the model and added to it, and the bytes of a memory and of masks."""
     run, plain = subject.run(), subject.run(who="finetuning").learner
     model = {id(t) for t in run.learner.state_dict(keep_vars=True).values()}
     buffers = [b for s in run.strategies.values() if (b := getattr(s, "buffer", None)) is not None]
@@ -47,13 +47,17 @@ def cost(subject: Subject) -> None:
         declared.get("extra_parameters", 0) == found,
         f"cost() says extra_parameters={declared.get('extra_parameters', 0)}, but {found} numbers are held",
     )
+    if any(s.family == "plugin" for s in subject.samples):
+        return  # what a plugin stores is its own
+    rows = sum(t.nbytes for b in buffers for t in tensors(vars(b).get("rows", {}), set()))
+    masks = others(run.learner, held) + others(run.learner, new(run.learner, plain))
+    promise(
+        declared.get("buffer_bytes", 0) == rows + masks,
+        f"cost() says buffer_bytes={declared.get('buffer_bytes', 0)}, but the memory has {rows}, and what else is no float "
+        f"(masks, whole numbers) {masks}",
+    )
     if not buffers:
         return
-    rows = [t for b in buffers for t in tensors(vars(b).get("rows", {}), set())]
-    promise(
-        declared.get("buffer_bytes", 0) == sum(t.nbytes for t in rows),
-        f"cost() says buffer_bytes={declared.get('buffer_bytes', 0)}, but the memory has {sum(t.nbytes for t in rows)}",
-    )
     promise(
         declared.get("stored_samples", 0) == sum(map(len, buffers)),
         f"cost() says stored_samples={declared.get('stored_samples', 0)}, but there are {sum(map(len, buffers))}",
@@ -62,3 +66,15 @@ def cost(subject: Subject) -> None:
 
 def floats(values: Any) -> int:
     return sum(t.numel() for t in values if t.is_floating_point())
+
+
+def others(learner: Any, values: Any) -> int:
+    """Bytes of what is no float and has an entry for each unit or more: shorter are counters and lists of classes."""
+    least = learner.backbone.feature_size
+    return sum(t.nbytes for t in values if not t.is_floating_point() and t.numel() >= least)
+
+
+def new(learner: Any, plain: Any) -> list[Any]:
+    """What the model has and fine-tuning's has not."""
+    known = plain.state_dict().keys()
+    return [t for name, t in learner.state_dict().items() if name not in known]

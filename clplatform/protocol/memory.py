@@ -1,8 +1,8 @@
 """Equal memory: every strategy may keep so many bytes beside the model, and its capacity is made to fit.
 
-What a strategy keeps is what its `cost()` says: the bytes of stored samples (with logits and whatever else it stores of them)
-and four for each extra parameter (a teacher, importances, columns, prompts). How much that is for a stored sample, and how much
-without any, is measured: the strategies learn the whole stream once, a step and a few samples of each experience, with a small
+What a strategy keeps is what its `cost()` says: the bytes of stored samples (with logits and whatever else it stores of them) and
+of masks, and four for each extra parameter (a teacher, importances, columns, prompts). How much that is for a stored sample, and
+how much without any, is measured: the strategies learn the whole stream once, a step and a few samples of each experience, with a small
 memory. What the rest of the budget has room for is the capacity. Several strategies with a capacity share it evenly.
 
 A strategy whose memory does not grow with its capacity from the start (directions of gradients) keeps the capacity it was given;

@@ -1,9 +1,11 @@
-"""Tuning inside a job, so that every strategy, plain fine-tuning too, gets the same number of trials before it is compared.
+"""Tuning inside a job, so that every strategy, plain fine-tuning too, is tuned by the same rule before it is compared.
 
 A trial is a run of the same configuration on the first experiences of the stream, with a seed and a class order that no
 run may have. What is compared is the average accuracy on the validation split after the last of them; test data are not
 there. Trials are drawn without repetition from all combinations of the learning rate's factors and of what the strategies'
-pages name under `_tune_`; the first one is the configuration as given, and at equal accuracy the earlier one is taken.
+pages name under `_tune_`; the first one is the configuration as given, and at equal accuracy the earlier one is taken. There
+are at most `trials` of them, and fewer where there are not so many combinations: a strategy whose page names nothing to tune
+has one for each factor, five by default.
 
 The trials of a strategy do not depend on the seed of the run and are made once for all seeds, in `tuning/` beside the runs.
 (Chaudhry et al. 2019, "Efficient Lifelong Learning with A-GEM", Sec. 2: a separate, shorter stream for choosing

@@ -57,14 +57,18 @@ def values_of(group: Group, name: str) -> list[float]:
 
 
 def averages(setting: Setting) -> Table:
-    """Mean ± standard deviation of every group."""
+    """Mean ± standard deviation of every group, with how many parameters were trained where groups differ in it."""
+    trained = [{n for run in group.runs if (n := trained_parameters(run)) is not None} for group in setting.groups]
+    differ = len(set().union(*trained)) > 1
     unit = "; % and percentage points" if is_share(setting.metric) else ""
     rows = []
-    for group in setting.groups:
+    for group, counts in zip(setting.groups, trained, strict=True):
         cells = [spread(values_of(group, m.name), m.name, setting.metric) for m in shown(setting)]
-        rows.append([group.label, str(len(group.runs)), *cells, _time(group)])
+        parameters = [f"{max(counts):,.0f}" if counts else NONE] if differ else []
+        rows.append([group.label, str(len(group.runs)), *cells, *parameters, _time(group)])
     caption = f"Mean ± sample standard deviation over seeds{unit}"
-    return Table(caption, ["strategy", "seeds", *_titles(setting), "seconds"], rows)
+    columns = ["parameters trained"] if differ else []
+    return Table(caption, ["strategy", "seeds", *_titles(setting), *columns, "seconds"], rows)
 
 
 def _time(group: Group) -> str:

@@ -25,7 +25,7 @@ BUDGET = re.compile(
 )
 # Settings that are the same as none when they are off: runs of before there were such settings do not have them.
 OPTIONAL = re.compile(
-    r"^(bucket_by_length|prompting|stream\.(augment|metric_key)|strategy\.(adapters|inf_lora|lora_experts|o_lora)\.lr)$"
+    r"^(bucket_by_length|prompting|tokenizer|stream\.(augment|metric_key)|strategy\.(adapters|inf_lora|lora_experts|o_lora)\.lr)$"
 )
 PATH = re.compile(r"^[^\[\]{}]*/[^\[\]{}]*$")
 NUMBER = re.compile(r"^-?\d+(\.\d*)?(e[-+]?\d+)?$")

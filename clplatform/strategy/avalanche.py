@@ -20,9 +20,12 @@ import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
+import torch
 from annotated_types import Ge, MinLen
 from torch import Tensor
 
+from clplatform.data import lengths
+from clplatform.memory.buffer import raw_rows
 from clplatform.strategy.base import Run, Strategy
 from clplatform.types import Batch, ClplatformError, Data, Experience, ExperienceInfo, Output, Stage, StreamInfo
 
@@ -64,11 +67,12 @@ class Avalanche(Strategy):
         self.evaluate_every, self.reset_optimizer = evaluate_every, reset_optimizer
         self.host: Host | None = None
         self.data: Data | None = None  # the experience's, while it is trained on
+        self.sample_bytes = 0  # of a sample as a memory of ours would keep it, the longest one of texts
 
     def check(self, info: StreamInfo) -> None:
         with up_to_date():
-            from clplatform.avalanche_host.plugins import resolve
-        resolve(self.plugins, texts=info.input.modality == "text")
+            from clplatform.avalanche_host.plugins import check_memories, resolve
+        check_memories(resolve(self.plugins, texts=info.input.modality == "text"), info)
 
     def build(self, learner: Learner, info: ExperienceInfo) -> None:
         if self.host is None:  # here, because plugins may need the model
@@ -88,6 +92,9 @@ class Avalanche(Strategy):
 
     def train_data(self, learner: Learner, experience: Experience, data: Data) -> Data:
         self.data = data
+        longest = 0 if (n := lengths(data)) is None else int(n.argmax())
+        row = raw_rows(data.fetch(torch.tensor([longest])), source=None)
+        self.sample_bytes = max(self.sample_bytes, sum(column.nbytes for column in row.values()))
         return data
 
     def stages(self, learner: Learner, experience: Experience) -> list[Stage]:
@@ -144,17 +151,21 @@ class Avalanche(Strategy):
         return self.host
 
     def cost(self) -> dict[str, int | float]:
-        return self.host.cost() if self.host is not None else {}
+        """Where plugins store samples they refer to the stream's; counted is what a memory of ours would take for them."""
+        found = self.host.cost() if self.host is not None else {}
+        stored = found.get("stored_samples", 0)
+        return {**found, "buffer_bytes": stored * self.sample_bytes} if stored else found
 
     def unsaved(self) -> list[str]:
         return self.host.unsaved() if self.host is not None else []
 
     def state_dict(self) -> dict[str, Any]:
-        return self.host.state_dict() if self.host is not None else {}
+        return {**self.host.state_dict(), "sample_bytes": self.sample_bytes} if self.host is not None else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state:
             self._host.load_state_dict(state)
+            self.sample_bytes = max(self.sample_bytes, state.get("sample_bytes", 0))  # not in checkpoints of before
 
 
 @contextlib.contextmanager

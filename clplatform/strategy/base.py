@@ -137,7 +137,8 @@ class Strategy:
 
     # -- bookkeeping ------------------------------------------------------------------------------------------
     def cost(self) -> dict[str, int | float]:
-        """What it holds beside the plain model: `extra_parameters`, `stored_samples`, `buffer_bytes`."""
+        """What it holds beside the plain model: `extra_parameters` (floats), `stored_samples`, and `buffer_bytes`: of those
+        samples, and of whatever else is no float (masks, who owns a weight)."""
         return {}
 
     def state_dict(self) -> dict[str, Any]:

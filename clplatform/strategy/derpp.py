@@ -1,4 +1,4 @@
-"""Dark Experience Replay++ (Buzzega et al. 2020, Eq. 6 and Algorithm 2).
+"""Dark Experience Replay++ (Buzzega et al. 2020, DER: Eq. 5 and Algorithm 1, DER++: Eq. 6 and Algorithm 2).
 
     L = E_{(x,y)~B} ℓ(f(x), y) + α E_{(x',z')~M} ‖z' − h(x')‖² + β E_{(x'',y'')~M} ℓ(f(x''), y'')
 

@@ -7,7 +7,9 @@ with the ½ of the paper and F the diagonal Fisher information from per-sample g
 Avalanche has no ½ and squares the gradient of a batch's mean loss, which is tens of times smaller at a batch
 size of 32, so strengths are not portable.
 
-The sum over tasks collapses into one quadratic without approximation. A head's new classes are not anchored.
+The sum over tasks collapses into one quadratic without approximation. A head's new classes are not anchored. In the paper's
+Eq. 9 the penalty is weighed by γ F̃, here by F̃: a factor of γ on λ, which is none at the default γ = 1. A parameter that is
+frozen when an experience ends gets no F_t, and keeps γ of what it had.
 
 Costs two numbers for each parameter in both forms, however many tasks there were, and the gradients of `samples`
 single samples after each experience.
@@ -71,11 +73,13 @@ class EWC(Strategy):
 
     def after_experience(self, learner: Learner, experience: Experience) -> None:
         fisher = fisher_diagonal(learner, experience.train, self.kind, self.samples)
-        now = {name: p.detach().clone() for name, p in learner.named_parameters() if name in fisher}
         if self.online:
             earlier = self.quadratic.weight
             fisher = {n: f + self.gamma * fit(earlier[n], f) if n in earlier else f for n, f in fisher.items()}
-            self.quadratic.replace(fisher, now)
+            fisher = {n: self.gamma * f for n, f in earlier.items()} | fisher  # what is frozen now was measured before
+        now = {name: p.detach().clone() for name, p in learner.named_parameters() if name in fisher}
+        if self.online:
+            self.quadratic.replace(fisher, self.quadratic.anchor | now)
         else:
             self.quadratic.add(fisher, now)
 

@@ -18,8 +18,8 @@ experience only. In both, what has no gate counts as used from the first experie
 experience that brings them. Gradients of what is held are zeroed, and its values put back after every step, because momentum
 and weight decay would move it. Where gradients are accumulated, the compensation is that of the last batch.
 
-Costs an embedding for each experience (a number for each gated unit) and the adapters; in training a copy of the trainable
-parameters.
+Costs an embedding for each experience (a number for each gated unit), a byte for each gated unit and the adapters; in training
+a copy of the trainable parameters.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class HAT(Strategy):
         self.rows: dict[int, dict[str, int]] = {}  # of the head's parameters, by experience
         self.held = Held()
         self.batch, self.n_batches = 0, 1  # of the epoch: done, and in all
-        self.extra = 0
+        self.extra = self.n_bytes = 0
 
     # -- structure ------------------------------------------------------------------------------------------------
     def build(self, learner: Learner, info: ExperienceInfo) -> None:
@@ -127,7 +127,7 @@ class HAT(Strategy):
                 learner.backbone.requires_grad_(False)
         attention = self.attention(learner)
         attention.grow(info.index)
-        self.extra = attention.n_floats()
+        self.extra, self.n_bytes = attention.n_floats(), attention.used.nbytes
         self.rows[info.index] = n_rows(learner.head)
 
     @staticmethod
@@ -205,7 +205,7 @@ class HAT(Strategy):
 
     # -- bookkeeping ----------------------------------------------------------------------------------------------
     def cost(self) -> dict[str, int | float]:
-        return {"extra_parameters": self.extra}
+        return {"extra_parameters": self.extra, "buffer_bytes": self.n_bytes}
 
     def state_dict(self) -> dict[str, Any]:
         return {"batch": self.batch, "n_batches": self.n_batches}

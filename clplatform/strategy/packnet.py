@@ -67,6 +67,7 @@ class PackNet(Strategy):
     def __init__(self, *, prune: Annotated[float, Ge(0), Lt(1)], retrain_epochs: Annotated[int, Ge(1)] | None) -> None:
         self.prune, self.retrain_epochs = prune, retrain_epochs
         self.rows: dict[int, dict[str, int]] = {}  # sizes of the head's parameters, by experience
+        self.n_bytes = 0  # of the owners
         # While a stage runs, by parameter: where it may change, and its value elsewhere
         self.free: dict[str, Tensor] = {}
         self.fixed: dict[str, Tensor] = {}
@@ -80,6 +81,7 @@ class PackNet(Strategy):
             )
         if "packnet" not in learner.extras:
             learner.extras["packnet"] = Owners(learner.backbone).to(learner.device)
+            self.n_bytes = sum(owner.nbytes for owner in self.owners(learner).values())
         self.rows[info.index] = {n: len(p) if p.ndim else 0 for n, p in learner.head.named_parameters()}
 
     @staticmethod
@@ -170,6 +172,9 @@ class PackNet(Strategy):
             name: named[name] * ((owner > 0) & (owner <= index + 1)) for name, owner in self.owners(learner).items()
         }
         return {**batch, "features": functional_call(learner.backbone, masked, (batch,))}
+
+    def cost(self) -> dict[str, int | float]:
+        return {"buffer_bytes": self.n_bytes}
 
 
 def _key(name: str) -> str:

@@ -14,7 +14,7 @@ from clplatform.data import TensorData
 from clplatform.stream.base import InMemoryStream, Plan, make_experiences, split_validation, task_label
 from clplatform.stream.text_augmentation import Augment, text_augmentation
 from clplatform.stream.text_files import Texts
-from clplatform.stream.tokenizer import tokenize, train_wordpiece
+from clplatform.stream.tokenizer import tokenize, train_wordpiece, unknown
 from clplatform.types import ClplatformError, InputSpec, Scenario, StreamInfo
 
 Rows = dict[str, list[Tensor]]  # split → for each experience its rows in the split's texts, int64 [n]
@@ -175,4 +175,5 @@ def _tokens(source: Source, tokenizer: Any, max_length: int, notes: list[str]) -
         tokens[split], cut = tokenize(tokenizer, texts.texts, max_length)
         if cut:
             notes.append(f"{cut} of {len(texts.texts)} {split} texts are cut to stream.max_length={max_length} tokens")
+        notes += unknown(tokenizer, **tokens[split], what=f"{split} texts")
     return tokens

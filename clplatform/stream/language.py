@@ -14,6 +14,7 @@ from clplatform.stream.base import InMemoryStream, make_experiences, resolve_ord
 from clplatform.stream.masking import Masking
 from clplatform.stream.packing import causal_blocks, framed_blocks, token_row
 from clplatform.stream.plain_text import Domain
+from clplatform.stream.tokenizer import unknown
 from clplatform.stream.train_tokenizer import TITLES, Kind, Specials, special_table, specials, train_tokenizer
 from clplatform.types import Batch, ClplatformError, InputSpec, StreamInfo
 
@@ -72,6 +73,7 @@ class Blocks:
     max_length: int
     masking: Masking | None
     start: int = 0
+    left_out: int = 0  # blocks of which nothing can be predicted
 
     def __call__(self, documents: list[str], task: int) -> TensorData | None:
         """The blocks of these documents; None, if they hold no token that could be predicted."""
@@ -93,6 +95,7 @@ class Blocks:
             return causal_blocks(row, self.max_length, self.special.pad)
         columns = framed_blocks(row, self.max_length, self.special.bos, self.special.eos, self.special.pad)
         words = (~self.masking.special[columns["original_ids"]] & columns["attention_mask"].bool()).any(1)
+        self.left_out += int((~words).sum())
         return {name: column[words] for name, column in columns.items()}
 
 
@@ -118,9 +121,10 @@ def language_stream(
         assert special.mask is not None
         masking = Masking(special_table(tokenizer), special.mask)
     blocks = Blocks(tokenizer, problem, special, max_length, masking)
-    parts = []
+    parts: list[dict[str, TensorData | None]] = []
     for i, domain in enumerate(domains):
         part = {s: blocks(getattr(domain, s), task_label(scenario, i)) for s in ("train", "validation", "test")}
+        notes += _lost(domain, part, blocks, tokenizer)
         for split in ("train", "test"):
             if part[split] is None:
                 raise ClplatformError(f"the {split} text of the domain {domain.name!r} has no token to predict")
@@ -149,6 +153,20 @@ def language_stream(
     names = [d.name for d in domains]
     experiences = make_experiences(parts, [()] * len(parts), scenario, names, vocab_size=len(tokenizer))
     return InMemoryStream(info, experiences, masking, tokenizer, notes)
+
+
+def _lost(domain: Domain, part: dict[str, TensorData | None], blocks: Blocks, tokenizer: Any) -> list[str]:
+    """What the report must say of a domain that the tokenizer does not know."""
+    key = "input_ids" if blocks.masking is None else "original_ids"
+    notes = []
+    for split in ("train", "test"):
+        if (data := part[split]) is not None:
+            columns = data.fetch(torch.arange(len(data)))
+            notes += unknown(tokenizer, columns[key], columns["attention_mask"], f"{split} blocks of {domain.name}")
+    if blocks.left_out:
+        notes.append(f"{blocks.left_out} blocks of {domain.name} are left out: the tokenizer knows no token of them")
+        blocks.left_out = 0
+    return notes
 
 
 def _sizes(domains: Sequence[Domain]) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clplatform.stream.tokenizer import require_offsets
 from clplatform.types import IGNORED, Batch
 
 PIECE = 20_000  # characters that are tokenized at once: some tokenizers take quadratic time
@@ -36,6 +37,7 @@ class TokenRow:
 
 def token_row(tokenizer: Any, documents: Sequence[str], eos: int) -> TokenRow:
     """Tokenize documents without special tokens (which are text, where they are spelt out), and join them."""
+    require_offsets(tokenizer)
     rows = [_document(tokenizer, text, eos) for text in documents]
     ids, n_bytes = (np.concatenate([r[i] for r in rows]) if rows else np.zeros(0, np.int64) for i in (0, 1))
     return TokenRow(torch.from_numpy(ids), torch.from_numpy(n_bytes))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from clplatform.stream.base import InMemoryStream, resolve_order
+from clplatform.stream.notes import limited
 from clplatform.stream.plain_text import read_plain
 from clplatform.stream.text_pairs import (
     Fraction,
@@ -68,14 +69,18 @@ class Files:
 
     def part(self, title: str, folder: Path, source: str, target: str, notes: list[str]) -> Part:
         """The pairs of an experience."""
-        read = [
-            read_pairs(folder, stem, source, target, limit, notes) if stem else None
-            for stem, limit in (
-                (self.train, self.limit), (self.validation, self.evaluation_limit), (self.test, self.evaluation_limit),
-            )
-        ]  # fmt: skip
-        assert read[0] is not None and read[2] is not None
-        return Part(title, read[0], read[1], read[2], f"<{target}>" if self.tag else "")
+
+        def first(stem: str, setting: str, limit: int | None, split: str) -> Pairs:
+            there = read_pairs(folder, stem, source, target, notes)
+            kept = there.select(range(len(there))[:limit])
+            notes.extend(limited(setting, len(kept), len(there), f"{split} pairs of {title}"))
+            return kept
+
+        evaluation = ("evaluation_limit", self.evaluation_limit)
+        train = first(self.train, "limit", self.limit, "training")
+        validation = first(self.validation, *evaluation, "validation") if self.validation else None
+        test = first(self.test, *evaluation, "test")
+        return Part(title, train, validation, test, f"<{target}>" if self.tag else "")
 
 
 def translation(
@@ -106,8 +111,8 @@ def split_pair(pair: str) -> tuple[str, str]:
     return languages[0], languages[1]
 
 
-def read_pairs(folder: Path, stem: str, source: str, target: str, limit: int | None, notes: list[str]) -> Pairs:
-    """The first pairs of two files; those with an empty line are left out, with a note.
+def read_pairs(folder: Path, stem: str, source: str, target: str, notes: list[str]) -> Pairs:
+    """The pairs of two files; those with an empty line are left out, with a note.
 
     Raises:
         ClplatformError: the files have different numbers of lines, or hold no pair.
@@ -115,8 +120,10 @@ def read_pairs(folder: Path, stem: str, source: str, target: str, limit: int | N
     files = [find_file(folder, stem, language) for language in (source, target)]
     a, b = map(read_lines, files)
     if len(a) != len(b):
+        shorter = files[0] if len(a) < len(b) else files[1]
         raise ClplatformError(
-            f"{files[0]} has {len(a)} lines, {files[1]} {len(b)}: line by line, one is the translation of the other"
+            f"{files[0]} has {len(a)} lines, {files[1]} {len(b)}: line by line, one is the translation of the other, and "
+            f"{shorter} has no line {min(len(a), len(b)) + 1}"
         )
     whole = [i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x and y]
     if not whole:
@@ -127,7 +134,6 @@ def read_pairs(folder: Path, stem: str, source: str, target: str, limit: int | N
         notes.append(
             f"{len(a) - len(whole)} of {len(a)} {stem} pairs {source}-{target} with an empty line are left out ({first}, …)"
         )
-    whole = whole[:limit]
     return Pairs([a[i] for i in whole], [b[i] for i in whole])
 
 

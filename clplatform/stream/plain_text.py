@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
 
+from clplatform.stream.notes import left_out, limited
 from clplatform.stream.tables import read_text
 from clplatform.types import ClplatformError
 
@@ -47,17 +48,29 @@ def _hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-def find_domains(folder: Path) -> dict[str, Path]:
+def others_in(folder: Path, read: Sequence[Path]) -> list[Path]:
+    """The files of a folder, and of those within it, that are not read; hidden ones are not meant to be."""
+    files = set(folder.rglob("*")) - set(read)
+    return sorted(p for p in files if p.is_file() and not _hidden(p.relative_to(folder)))
+
+
+def find_domains(folder: Path, notes: list[str]) -> dict[str, Path]:
     """The domains of a folder by name: each of its text files, and each folder in it that holds some.
+
+    Args:
+        notes: get one on what else is there.
 
     Raises:
         ClplatformError: there is none.
     """
-    found = [p for p in sorted(folder.iterdir()) if is_text(p) or (p.is_dir() and not _hidden(p) and text_files_in(p))]
+    there = [p for p in sorted(folder.iterdir()) if not p.name.startswith(".")]
+    found = [p for p in there if is_text(p) or (p.is_dir() and text_files_in(p))]
     if not found:
         raise ClplatformError(
             f"{folder} holds no text: each file in it ({', '.join(SUFFIXES)}; .gz too), or folder of files, is a domain"
         )
+    others = [p for p in there if p not in found]
+    notes += left_out(f"files and folders of {folder.name} without text by their names", others, folder)
     return name_domains(found)
 
 
@@ -80,31 +93,67 @@ def read_domain(
     name: str, path: Path, *, limit: int | None, validation_fraction: float, test_fraction: float
 ) -> Domain:
     """A domain from its file, or from a folder of files: of a file for each split where their names say so
-    (`train.txt`, `wiki.valid.tokens`, …), else of documents in the order of their names.
+    (`train.txt`, `wiki.valid.tokens`, …), else of documents in the order of their names. What is not used is noted.
 
     Args:
         limit: characters that are read of the domain, or of each of its split files, up to the end of a line.
         validation_fraction, test_fraction: of its characters, from the end; only what no file has.
 
     Raises:
-        ClplatformError: a file is no text, there is none, or too little to be split.
+        ClplatformError: a file is no text, there is none, or too little to be split; the name of one says two splits.
     """
     notes: list[str] = []
-    files = split_files(path) if path.is_dir() else {}
-    if files:
-        parts = {s: cut(_documents(of, notes), limit)[0] if of else [] for s, of in files.items()}
+    texts, files = [path], {split: [] for split in SPLITS}
+    if path.is_dir():
+        texts = text_files_in(path)
+        files = by_split(path, texts)
+        notes += left_out(f"files of {name} without text by their names", others_in(path, texts), path)
+    if files["train"] and files["test"]:
+        notes += left_out(f"files of {name} whose names say no split", without_split(path, texts), path)
+        parts = {
+            s: _first(_documents(of, notes), limit, f"the {s} text of {name}", notes) if of else []
+            for s, of in files.items()
+        }
         if not parts["validation"]:
             parts["train"], parts["validation"] = hold_out(name, parts["train"], validation_fraction)
         return Domain(name, **parts, notes=notes)
-    documents = cut(_documents(text_files_in(path) if path.is_dir() else [path], notes), limit)[0]
+    documents = _first(_documents(texts, notes), limit, name, notes)
     return split(name, documents, validation_fraction, test_fraction, notes)
 
 
-def split_files(folder: Path) -> dict[str, list[Path]]:
-    """The files of each split by their names; nothing, if there are not both of training and of test."""
-    words = {p: set(re.split(r"[\W_]", p.relative_to(folder).as_posix().lower())) for p in text_files_in(folder)}
-    files = {name: [p for p, own in words.items() if own & of] for name, of in SPLITS.items()}
-    return files if files["train"] and files["test"] else {}
+def _first(documents: list[str], limit: int | None, what: str, notes: list[str]) -> list[str]:
+    """The first documents, of so many characters; a note says what is left out."""
+    kept, rest = cut(documents, limit)
+    sizes = [sum(map(len, part)) for part in (kept, rest)]
+    notes += limited("limit", sizes[0], sum(sizes), f"characters of {what}")
+    return kept
+
+
+def by_split(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
+    """The files of each split by the words of their names, and of the names of folders within this one."""
+    said = {p: _split_words(folder, p) for p in files}
+    return {split: [p for p in files if split in said[p]] for split in SPLITS}
+
+
+def without_split(folder: Path, files: Sequence[Path]) -> list[Path]:
+    """The files whose names say no split.
+
+    Raises:
+        ClplatformError: the name of one says two, and no text may be in both.
+    """
+    said = {p: _split_words(folder, p) for p in files}
+    for path, words in said.items():
+        if len(words) > 1:
+            raise ClplatformError(
+                f"{path}: its name says both {' and '.join(words.values())}, and a file is of one split: rename it"
+            )
+    return [p for p, words in said.items() if not words]
+
+
+def _split_words(folder: Path, file: Path) -> dict[str, str]:
+    """The splits that a file's name says, each with its word."""
+    words = re.split(r"[\W_]", file.relative_to(folder).as_posix().lower())
+    return {split: word for word in words for split, own in SPLITS.items() if word in own}
 
 
 def _documents(files: Sequence[Path], notes: list[str]) -> list[str]:

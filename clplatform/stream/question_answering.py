@@ -16,6 +16,7 @@ from clplatform.data import TensorData
 from clplatform.stream.base import InMemoryStream, make_experiences, task_label
 from clplatform.stream.image_files import data_folder, missing
 from clplatform.stream.language import choose
+from clplatform.stream.notes import left_out, limited
 from clplatform.stream.question_tokens import Windows, tokenize_questions
 from clplatform.stream.squad import SUFFIX, Question, QuestionDomain, json_files, name_squads, read_questions
 from clplatform.stream.text_domains import find_path
@@ -48,14 +49,17 @@ def question_answering(
     Raises:
         ClplatformError: a file is missing or malformed, or holds too little.
     """
-    found = name_squads([find_path(p, data_dir) for p in paths] if paths else _in_folder(data_dir))
+    notes: list[str] = []
+    found = name_squads([find_path(p, data_dir) for p in paths] if paths else _in_folder(data_dir, notes))
     chosen = [
         read_questions(d, found[d], validation_fraction=validation_fraction, test_fraction=test_fraction)
         for d in choose(list(found), domains, seed, name)
     ]
-    notes: list[str] = []
     for domain in chosen:
-        domain.train = domain.train[:limit]
+        first = domain.train[:limit]
+        notes += domain.notes
+        notes += limited("limit", len(first), len(domain.train), f"training questions of {domain.name}")
+        domain.train = first
     if tokenizer is None:
         tokenizer = _train(chosen if tokenizer_on == "all" else chosen[:1], tokenizer_vocab_size, tokenizer_on, notes)
     encode = Encode(tokenizer, max_length, stride)
@@ -78,17 +82,20 @@ def question_answering(
     )
 
 
-def _in_folder(data_dir: str | None) -> list[Path]:
+def _in_folder(data_dir: str | None, notes: list[str]) -> list[Path]:
     folder = data_folder("question_answering", data_dir)
     if folder is None:
         raise missing(
             "question_answering", "a .json file in SQuAD's format, or a folder of such files, for each domain"
         )
-    found = [p for p in sorted(folder.iterdir()) if SUFFIX.search(p.name) or (p.is_dir() and json_files(p))]
+    there = sorted(folder.iterdir())
+    found = [p for p in there if SUFFIX.search(p.name) or (p.is_dir() and json_files(p))]
     if not found:
         raise ClplatformError(
             f"{folder} holds no questions: each .json file in it, or folder of such files, is a domain"
         )
+    others = [p for p in there if p not in found and not p.name.startswith(".")]
+    notes += left_out(f"files and folders of {folder.name} without a .json file", others, folder)
     return found
 
 

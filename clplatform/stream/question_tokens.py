@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clplatform.stream.tokenizer import require_offsets
 from clplatform.types import Batch, ClplatformError
 
 
@@ -46,6 +47,7 @@ def tokenize_questions(
         empty = torch.zeros(0, 1, dtype=torch.int64)
         columns = {"input_ids": empty, "attention_mask": empty, "answerable": empty}
         return Windows(columns, torch.zeros(0, 1, 2).long(), empty[:, 0], 0)
+    require_offsets(tokenizer)
     room = max_length - max_length // 2 - tokenizer.num_special_tokens_to_add(pair=True)
     if stride is not None and stride >= room:
         raise ClplatformError(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from clplatform.stream.plain_text import SPLITS
+from clplatform.stream.notes import left_out
+from clplatform.stream.plain_text import SPLITS, by_split, others_in, without_split
 from clplatform.stream.text_files import check_text, read_json
 from clplatform.types import ClplatformError
 
@@ -37,12 +38,17 @@ class Question:
 
 @dataclass
 class QuestionDomain:
-    """A domain's questions by split; no context is in two of them."""
+    """A domain's questions by split; no file is in two of them, and no context that was held out.
+
+    Args:
+        notes: facts for the report.
+    """
 
     name: str
     train: list[Question]
     validation: list[Question]
     test: list[Question]
+    notes: list[str] = field(default_factory=list)
 
     def splits(self) -> dict[str, list[Question]]:
         """Those that there are, by name."""
@@ -131,30 +137,34 @@ def name_squads(paths: Sequence[Path]) -> dict[str, Path]:
 
 def read_questions(name: str, path: Path, *, validation_fraction: float, test_fraction: float) -> QuestionDomain:
     """A domain from its file, or from a folder of files: of a file for each split where their names say so (`train-v1.1.json`
-    and `dev-v1.1.json`, which is the test split if no file is named so).
+    and `dev-v1.1.json`, which is the test split if no file is named so). Files that are not used are noted.
 
     Args:
         validation_fraction, test_fraction: of its contexts, from the end; only what no file has.
 
     Raises:
-        ClplatformError: there is no file, or there are too few contexts.
+        ClplatformError: there is no file, the name of one says two splits, or there are too few contexts.
     """
     files = json_files(path) if path.is_dir() else [path]
     if not files:
         raise ClplatformError(f"{path} holds no .json file")
-    words = {p: set(re.split(r"[\W_]", p.relative_to(path).as_posix().lower())) for p in files} if path.is_dir() else {}
-    by_split = {split: [p for p, own in words.items() if own & of] for split, of in SPLITS.items()}
-    if not by_split["test"]:  # as SQuAD's own is published
-        by_split["test"], by_split["validation"] = by_split["validation"], []
-    if not (by_split["train"] and by_split["test"]):
+    notes: list[str] = []
+    of_split: dict[str, list[Path]] = {split: [] for split in SPLITS}
+    if path.is_dir():
+        of_split = by_split(path, files)
+        notes += left_out(f"files of {name} that are not .json", others_in(path, files), path)
+    if not of_split["test"]:  # as SQuAD's own is published
+        of_split["test"], of_split["validation"] = of_split["validation"], []
+    if not (of_split["train"] and of_split["test"]):
         rest, test = _hold_out(name, [q for p in files for q in read_squad(p)], test_fraction, "test_fraction")
         fraction = min(1.0, validation_fraction / (1 - test_fraction))
         train, validation = _hold_out(name, rest, fraction, "validation_fraction") if fraction else (rest, [])
-        return QuestionDomain(name, train, validation, test)
-    train, validation, test = ([q for p in by_split[s] for q in read_squad(p)] for s in ("train", "validation", "test"))
+        return QuestionDomain(name, train, validation, test, notes)
+    notes += left_out(f"files of {name} whose names say no split", without_split(path, files), path)
+    train, validation, test = ([q for p in of_split[s] for q in read_squad(p)] for s in ("train", "validation", "test"))
     if not validation and validation_fraction:
         train, validation = _hold_out(name, train, validation_fraction, "validation_fraction")
-    return QuestionDomain(name, train, validation, test)
+    return QuestionDomain(name, train, validation, test, notes)
 
 
 def _hold_out(

@@ -55,10 +55,10 @@ def stdlib_text(
     Raises:
         ClplatformError: this Python has no source code of its library, or there is too little text.
     """
-    chosen = [
-        split(title, documents(title, limit), validation_fraction, test_fraction, [])
-        for title in choose(list(DOMAINS), domains, seed, name)
-    ]
+    chosen = []
+    for title in choose(list(DOMAINS), domains, seed, name):
+        notes: list[str] = []
+        chosen.append(split(title, documents(title, limit, notes), validation_fraction, test_fraction, notes))
     note = f"text of Python {platform.python_version()} (Unicode {unicodedata.unidata_version})"
     return language_stream(
         name, chosen, problem=problem, scenario=scenario, seed=seed, max_length=max_length, kind=tokenizer_kind,
@@ -66,15 +66,20 @@ def stdlib_text(
     )  # fmt: skip
 
 
-def documents(domain: str, limit: int | None) -> list[str]:
-    """The documents of a domain, no more than are needed for `limit` characters."""
+def documents(domain: str, limit: int | None, notes: list[str]) -> list[str]:
+    """The documents of a domain, no more than are needed for `limit` characters; a note says if there are more. How many
+    is not counted: to read all of the standard library would take longer than to learn from its beginning."""
     found, n = [], 0
-    for text in DOMAINS[domain]():
+    texts = DOMAINS[domain]()
+    for text in texts:
         found.append(text)
         n += len(text)
         if limit is not None and n >= limit:
             break
-    return cut(found, limit)[0]
+    kept, rest = cut(found, limit)
+    if rest or next(texts, None) is not None:
+        notes.append(f"stream.limit keeps {sum(map(len, kept)):,} characters of {domain}, of which there are more")
+    return kept
 
 
 def _manual() -> Iterator[str]:

@@ -48,7 +48,8 @@ def text_domains(
     Raises:
         ClplatformError: there is no text, it is not UTF-8, or too short.
     """
-    found = name_domains([find_path(p, data_dir) for p in paths]) if paths else find_domains(_folder(data_dir))
+    notes: list[str] = []
+    found = name_domains([find_path(p, data_dir) for p in paths]) if paths else find_domains(_folder(data_dir), notes)
     chosen = [
         read_domain(
             title, found[title], limit=limit, validation_fraction=validation_fraction, test_fraction=test_fraction
@@ -57,7 +58,7 @@ def text_domains(
     ]
     return language_stream(
         name, chosen, problem=problem, scenario=scenario, seed=seed, max_length=max_length, kind=tokenizer_kind,
-        vocab_size=tokenizer_vocab_size, on=tokenizer_on, tokenizer=tokenizer,
+        vocab_size=tokenizer_vocab_size, on=tokenizer_on, tokenizer=tokenizer, notes=notes,
     )  # fmt: skip
 
 

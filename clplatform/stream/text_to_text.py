@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 from clplatform.stream.base import InMemoryStream
 from clplatform.stream.language import choose
+from clplatform.stream.notes import limited
 from clplatform.stream.tables import Table, read_table
 from clplatform.stream.text_files import check_text
 from clplatform.stream.text_pairs import (
@@ -57,14 +58,16 @@ def text_to_text(
         if wrong := [task for task in found if task not in known]:
             raise ClplatformError(f"{files[split]}: the task {wrong[0]!r} has no training rows in {train}")
     parts, chosen = [], choose(known, tasks, seed, name, key="tasks")
+    left_out = len(known) - len(chosen)
+    notes = [f"stream.tasks leaves out {left_out} of {len(known)} tasks"] if left_out else []
     for task in chosen:
         if task not in by_task["test"]:
             raise ClplatformError(f"{test}: the task {task!r} has no rows")
-        first = by_task["train"][task]
+        there = by_task["train"][task]
+        first = there.select(range(len(there))[:limit])
+        notes += limited("limit", len(first), len(there), f"training rows of {task}")
         held = by_task.get("validation", {}).get(task)
-        parts.append(Part(task, first.select(range(len(first))[:limit]), held, by_task["test"][task]))
-    left_out = len(known) - len(chosen)
-    notes = [f"stream.tasks leaves out {left_out} of {len(known)} tasks"] if left_out else []
+        parts.append(Part(task, first, held, by_task["test"][task]))
     if metric_key is not None:
         metric = named_metric(test, metric_key, task_key, chosen)
     return pair_stream(

@@ -110,6 +110,39 @@ def tokenize(
     return encoded, sum(len(tokens) > max_length for tokens in whole)
 
 
+def require_offsets(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer whose tokens do not say where in the text they are."""
+    if not tokenizer.is_fast:
+        raise ClplatformError(
+            f"the backbone's tokenizer ({type(tokenizer).__name__}) is not a fast one, whose tokens say where in the text "
+            "they are: choose a backbone that has one"
+        )
+
+
+def unknown(tokenizer: PreTrainedTokenizerBase, input_ids: Tensor, attention_mask: Tensor, what: str) -> list[str]:
+    """What the report must say of these rows' tokens that the tokenizer does not know: nothing, if it knows all.
+
+    Args:
+        input_ids: int64 [N, T].
+        what: the rows, in the plural.
+    """
+    unk = tokenizer.unk_token_id
+    special = [i for i in tokenizer.all_special_ids if i != unk]
+    marks = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    words = attention_mask.bool() & ~torch.isin(input_ids, torch.tensor(special, dtype=torch.int64))
+    # GPT-2 and its kin write any byte; what they call unknown is their end of a text.
+    lost = words & (input_ids == unk) if unk is not None and unk not in marks else torch.zeros_like(words)
+    notes = []
+    if n := int(lost.any(1).sum()):
+        share = 100 * lost.sum().item() / words.sum().item()
+        notes.append(
+            f"{share:.2g} % of the tokens of the {what} are not known to the tokenizer, in {n} of {len(words)}"
+        )
+    if empty := int((words.sum(1) == lost.sum(1)).sum()):
+        notes.append(f"{empty} of {len(words)} {what} have no token that the tokenizer knows")
+    return notes
+
+
 def _parts(texts: Sequence[str] | Sequence[tuple[str, str]]) -> tuple[list[str], list[str] | None]:
     """Texts, or the first and the second of pairs."""
     first = [t if isinstance(t, str) else t[0] for t in texts]

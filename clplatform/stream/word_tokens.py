@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clplatform.stream.tokenizer import require_offsets
 from clplatform.types import Batch
 
 
@@ -23,6 +24,7 @@ def tokenize_words(tokenizer: Any, sentences: Sequence[Sequence[str]], max_lengt
     if not sentences:
         empty = torch.zeros(0, 1, dtype=torch.int64)
         return {"input_ids": empty, "attention_mask": empty}, empty
+    require_offsets(tokenizer)
     out = tokenizer(
         [" ".join(words) for words in sentences], truncation=True, max_length=max_length, padding=True,
         padding_side="right", return_offsets_mapping=True, return_token_type_ids=False, split_special_tokens=True,

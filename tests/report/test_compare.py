@@ -140,6 +140,14 @@ def test_hyper_parameters_are_not_averaged_over(sweep: Path, make_run: MakeRun):
     assert "| finetuning | 3 |" in markdown
 
 
+def test_parameters_trained_stand_beside_the_metrics_where_they_differ(sweep: Path, make_run: MakeRun):
+    assert "parameters trained |" not in report([sweep]).with_suffix(".md").read_text().partition("**What it costs")[0]
+    make_run("sweep/few", strategy="l2p", change=lambda results: results["cost"].update(trained_parameters=1234))
+    averages = report([sweep]).with_suffix(".md").read_text().partition("**What it costs")[0]
+    assert "| parameters trained | seconds |" in averages
+    assert "| 1,234 |" in averages and "| 104,512 |" in averages
+
+
 def test_settings_that_differ_between_strategies_are_said(make_run: MakeRun, tmp_path: Path):
     make_run("a", strategy="replay", settings={"optimizer.lr": 0.1})
     make_run("b", strategy="ewc")

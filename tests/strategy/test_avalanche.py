@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from strategies import from_page
+from text_world import make_text_experiment
 from world import TinyStream, make_experiment, same, weights
 
 from clplatform.schedule import schedule
@@ -173,6 +174,47 @@ def test_costs_are_counted(tmp_path: Path) -> None:
     # importances and weights of three experiences, which Avalanche widens with the head, and GDumb's initial model
     assert experiment.results.cost["extra_parameters"] == 2 * 3 * per_head[2] + per_head[2]
     assert experiment.results.cost["stored_samples"] == 12
+    assert experiment.results.cost["buffer_bytes"] == 12 * (12 * 4 + 3 * 8)  # as a memory of ours
+
+
+@pytest.mark.parametrize("scenario", ["image", "text"])
+def test_stored_samples_take_as_many_bytes_as_in_a_memory_of_ours(scenario: str, tmp_path: Path) -> None:
+    make = make_text_experiment if scenario == "text" else make_experiment
+    found = []
+    for name, changes in (("avalanche", {"plugins": [{"replay": {"mem_size": 20}}]}), ("replay", {"capacity": 20})):
+        experiment = make(tmp_path / name, {name: from_page(name, **changes)}, trainer={"max_epochs": 1})
+        experiment.run()
+        found.append({key: experiment.results.cost[key] for key in ("stored_samples", "buffer_bytes")})
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    ("plugin", "said"),
+    [
+        ({"replay": {"mem_size": 5}}, r"plugins\[0\]\.mem_size=5 is smaller than the 6 classes of stream=tiny"),
+        ({"icarl": {"memory_size": 5}}, r"plugins\[0\]\.memory_size=5 is smaller than"),
+        (
+            {
+                "replay": {
+                    "mem_size": 5,
+                    "storage_policy": {
+                        "_target_": "avalanche.training.storage_policy.ReservoirSamplingBuffer",
+                        "max_size": 5,
+                    },
+                }
+            },
+            r"plugins\[0\]\.storage_policy\.max_size=5 is smaller than",
+        ),
+    ],
+)
+def test_a_memory_smaller_than_the_number_of_classes_is_refused(plugin: dict[str, Any], said: str) -> None:
+    with pytest.raises(ClplatformError, match=said):
+        from_page("avalanche", plugins=[plugin]).check(TinyStream().info)
+
+
+def test_a_memory_that_is_large_enough_or_of_each_class_is_not_refused() -> None:
+    for plugin in ({"replay": {"mem_size": 6}}, {"icarl": {"memory_size": 2, "fixed_memory": False}}, "replay", "lwf"):
+        from_page("avalanche", plugins=[plugin if plugin != "lwf" else {"lwf": {}}]).check(TinyStream().info)
 
 
 def test_a_page_elsewhere_may_bring_its_own_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

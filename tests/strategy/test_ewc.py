@@ -135,6 +135,25 @@ def test_anchors_are_the_weights_at_the_end_of_the_experience(tmp_path: Path) ->
         assert torch.equal(anchor, recorder.after[-1][name])
 
 
+def test_what_is_frozen_later_keeps_its_earlier_importance(tmp_path: Path) -> None:
+    """As a share γ of it, around the latest weights: the second experience measures nothing of it."""
+    ewc = make(online=True, gamma=0.6)
+    experiment = make_experiment(tmp_path, {"ewc": ewc}, stream=TinyStream(1, noise=NOISE))
+    experiment.run()
+    learner, before = experiment.learner, dict(ewc.quadratic.weight)
+    frozen = learner.backbone.layer.weight
+    frozen.requires_grad_(False)
+    ewc.after_experience(learner, TinyStream(1, noise=NOISE)[0])
+    name = "backbone.layer.weight"
+    assert (before[name] > 0).any()
+    assert torch.equal(ewc.quadratic.weight[name], 0.6 * before[name])
+    assert torch.equal(ewc.quadratic.anchor[name], frozen)
+    frozen.requires_grad_(True)
+    with torch.no_grad():
+        frozen += 1.0
+    assert ewc.loss(learner, {}, None)["ewc"] >= 30.0 / 2 * 0.6 * before[name].sum()  # type: ignore[arg-type]
+
+
 def test_the_first_experience_s_fisher_uses_its_own_data_only(tmp_path: Path) -> None:
     """Rows that replay adds belong to another experience's Fisher information."""
     alone, beside = make(), make()

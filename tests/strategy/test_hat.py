@@ -290,11 +290,11 @@ def test_a_task_that_comes_back_is_refused() -> None:
         learner.build(stream[1].info)
 
 
-def test_extra_parameters_are_embeddings_and_adapters() -> None:
+def test_it_keeps_embeddings_adapters_and_a_byte_for_each_unit() -> None:
     stream = TinyStream(scenario="task_incremental")
     for backbone, units, adapters in ((perceptron(), 40, 0), (tiny_vit(), 14, 2 * (16 * 7 + 7 + 7 * 16))):
         hat = make(adapter_units=7)
         learner = make_learner(stream, {"hat": hat}, backbone=backbone)
         for n in (1, 2):
             learner.build(stream[n - 1].info)
-            assert hat.cost() == {"extra_parameters": n * units + adapters}
+            assert hat.cost() == {"extra_parameters": n * units + adapters, "buffer_bytes": units}

@@ -14,6 +14,7 @@ from strategies import from_page
 from torch import Tensor, nn
 from world import DIM, TinyBackbone, TinyStream, make_experiment, make_learner
 
+from clplatform.protocol.memory import n_bytes
 from clplatform.strategy.base import Strategy
 from clplatform.strategy.packnet import PackNet
 from clplatform.types import Batch, ClplatformError, Experience, Stage
@@ -106,6 +107,13 @@ def test_the_smallest_of_the_free_weights_are_pruned(tmp_path: Path) -> None:
         retrained = after[NAME] != trained
         assert retrained.view(-1)[torch.from_numpy(owner == t + 1)].any()
     assert [int((owner == t).sum()) for t in range(4)] == [24, 96, 48, 24]
+
+
+def test_two_bytes_are_kept_for_each_weight() -> None:
+    stream, strategy = TinyStream(scenario="task_incremental"), from_page("packnet")
+    make_learner(stream, {"packnet": strategy}).build(stream[0].info)
+    assert strategy.cost() == {"buffer_bytes": 2 * 16 * DIM}
+    assert n_bytes(strategy.cost()) == 2 * 16 * DIM
 
 
 def test_a_task_that_comes_back_is_refused() -> None:

@@ -11,7 +11,7 @@ import torch
 from clplatform.stream import packing
 from clplatform.stream.packing import TokenRow, causal_blocks, framed_blocks, token_row
 from clplatform.stream.train_tokenizer import train_bpe, train_tokenizer
-from clplatform.types import IGNORED
+from clplatform.types import IGNORED, ClplatformError
 
 DOCUMENTS = [
     "The cat sat on the mat.\nAnd the dog?\n", "  Über allen Gipfeln\n\nist Ruh'…  \n", "日本語 👩‍👩‍👧 </s> e\u0301",
@@ -106,3 +106,10 @@ def test_random_texts_lose_no_byte() -> None:
         row = token_row(t, texts, 2)
         blocks = causal_blocks(row, 8, 0)
         assert int(blocks["n_bytes"].sum()) == sum(len(x.encode()) for x in texts) - int(row.n_bytes[0])
+
+
+def test_a_slow_tokenizer_is_refused() -> None:
+    from transformers import CanineTokenizer
+
+    with pytest.raises(ClplatformError, match=r"the backbone's tokenizer \(CanineTokenizer\) is not a fast one"):
+        token_row(CanineTokenizer(), ["one", "two"], eos=1)

@@ -127,6 +127,13 @@ def test_limits_take_the_first_pairs() -> None:
     stream = made(limit=7, evaluation_limit=3)
     assert [[len(d) for d in (e.train, e.validation, e.test)] for e in stream] == [[7, 3, 3]] * 2  # type: ignore[arg-type]
     assert stream.texts[6][0].endswith("train 6")
+    assert stream.notes[:3] == [
+        "stream.limit keeps 7 of 20 training pairs of en-de",
+        "stream.evaluation_limit keeps 3 of 4 validation pairs of en-de",
+        "stream.evaluation_limit keeps 3 of 6 test pairs of en-de",
+    ]
+    assert [note for note in stream.notes if "keeps" in note][3] == "stream.limit keeps 7 of 20 training pairs of en-fr"
+    assert not any("keeps" in note for note in made(limit=20, evaluation_limit=6).notes)
 
 
 def test_validation_is_taken_off_the_training_pairs_where_no_file_has_it() -> None:
@@ -178,7 +185,10 @@ def test_long_texts_are_cut_and_counted() -> None:
 
 def test_other_numbers_of_lines() -> None:
     write(val_de="nur eine\n")
-    assert refusal() == "val.en has 4 lines, val.de 1: line by line, one is the translation of the other"
+    why = "line by line, one is the translation of the other"
+    assert refusal() == f"val.en has 4 lines, val.de 1: {why}, and val.de has no line 2"
+    write(val_en="only one\n")
+    assert refusal() == f"val.en has 1 lines, val.de 4: {why}, and val.en has no line 2"
 
 
 def test_lines_that_are_empty_are_left_out_with_a_note() -> None:

@@ -104,7 +104,7 @@ def test_each_file_and_each_folder_of_files_is_a_domain(tmp_path: Path) -> None:
     ):
         write(tmp_path / name, gzip.compress(LINES.encode()) if name.endswith(".gz") else LINES)
     write(tmp_path / "d" / "README.txt", "about")
-    assert list(find_domains(tmp_path)) == ["a", "b", "c"]
+    assert list(find_domains(tmp_path, [])) == ["a", "b", "c"]
     domain = read(tmp_path / "c")
     assert "".join(domain.train + domain.validation + domain.test) == LINES * 2
     assert read(tmp_path / "a.txt.gz").train == read(tmp_path / "b.txt").train
@@ -131,10 +131,51 @@ def test_files_of_the_splits(tmp_path: Path, names: tuple[str, str, str]) -> Non
     assert read(tmp_path, validation_fraction=0.0).validation == []
 
 
+def test_files_that_say_no_split_are_noted_and_one_that_says_two_is_refused(tmp_path: Path) -> None:
+    for name in ("train.txt", "test.txt", "extra.txt", "more/extra.txt"):
+        write(tmp_path / name, f"{name}\n" * 40)
+    domain = read(tmp_path)
+    assert domain.notes == ["files of d whose names say no split are left out: 2 (extra.txt, more/extra.txt)"]
+    assert not any("extra" in "".join(part) for part in (domain.train, domain.validation, domain.test))
+    two = write(tmp_path / "train_dev.txt", LINES)
+    assert refusal(read, tmp_path) == f"{two}: its name says both train and dev, and a file is of one split: rename it"
+    two.unlink()
+    two = write(tmp_path / "test" / "a_train.txt", LINES)
+    assert refusal(read, tmp_path).startswith(f"{two}: its name says both test and train")
+    two.unlink()
+    (tmp_path / "test.txt").unlink()
+    assert not read(tmp_path).notes  # there are no files for the splits: all of them are read
+
+
+def test_files_that_are_no_text_by_their_names_are_noted(tmp_path: Path) -> None:
+    for name in ("a/1.txt", "a/README.txt", "a/b/notes.md", "a/b/table.tsv", "a/.hidden/c.md", "a/source.txt", "x.txt"):
+        write(tmp_path / name, LINES)
+    assert read(tmp_path / "a").notes == [
+        "files of d without text by their names are left out: 4 (README.txt, b/notes.md, b/table.tsv, …)"
+    ]
+    assert read(tmp_path / "x.txt").notes == []
+    for name in ("LICENSE", "about/README.md", ".git/c.txt"):
+        write(tmp_path / name, LINES)
+    assert list(find_domains(tmp_path, notes := [])) == ["a", "x"]
+    assert notes == [f"files and folders of {tmp_path} without text by their names are left out: 2 (LICENSE, about)"]
+
+
+def test_a_folder_may_be_within_a_hidden_one(tmp_path: Path) -> None:
+    write(tmp_path / ".data" / "texts" / "a" / "1.txt", LINES)
+    assert list(find_domains(tmp_path / ".data" / "texts", [])) == ["a"]
+
+
 def test_a_limit_is_of_whole_lines(tmp_path: Path) -> None:
     domain = read(write(tmp_path / "a.txt", LINES), limit=500)
     text = "".join(domain.train + domain.validation + domain.test)
     assert text == LINES[: len(text)] and text.endswith("\n") and 470 < len(text) <= 500
+    assert domain.notes == [f"stream.limit keeps {len(text)} of {len(LINES):,} characters of d"]
+    assert read(tmp_path / "a.txt", limit=len(LINES)).notes == []
+    for name in ("train", "test"):
+        write(tmp_path / "b" / f"{name}.txt", LINES)
+    assert [note.split(" of ")[-2:] for note in read(tmp_path / "b", limit=500).notes] == [
+        ["the train text", "d"], ["the test text", "d"]
+    ]  # fmt: skip
 
 
 def test_what_is_no_text(tmp_path: Path) -> None:

@@ -142,9 +142,28 @@ def test_a_folder_with_files_for_the_splits() -> None:
     stream = made(domains=["squad", "color"])
     assert [e.name for e in stream] == ["squad", "color"]
     assert (len(stream[0].train), len(stream[0].validation or ()), len(stream[0].test)) == (8, 2, 5)
-    assert len(made(paths=["data/squad"], limit=3)[0].train) == 3
+    stream = made(paths=["data/squad"], limit=3)
+    assert len(stream[0].train) == 3 and "stream.limit keeps 3 of 8 training questions of squad" in stream.notes
+    assert not any("keeps" in note for note in made(paths=["data/squad"], limit=8).notes)
     assert [e.name for e in made()] == ["color", "place", "squad"]
     assert [e.task_label for e in made(scenario="task_incremental")] == [0, 1, 2]
+
+
+def test_files_that_are_not_used_are_noted() -> None:
+    Path("data/squad").mkdir()
+    for stem in ("train-v1.1", "dev-v1.1", "extra"):
+        Path(f"data/squad/{stem}.json").write_text(json.dumps(squad("shape", contexts("shape", 5))))
+    for name in ("squad/LICENSE", "squad/.hidden", ".hidden", "README.md"):
+        Path(f"data/{name}").write_text("about")
+    notes = made(domains=["squad"]).notes
+    assert [note for note in notes if "left out" in note] == [
+        "files and folders of data without a .json file are left out: 1 (README.md)",
+        "files of squad that are not .json are left out: 1 (LICENSE)",
+        "files of squad whose names say no split are left out: 1 (extra.json)",
+    ]
+    Path("data/squad/extra.json").rename("data/squad/train_dev.json")
+    why = "its name says both train and dev, and a file is of one split: rename it"
+    assert refusal(domains=["squad"]) == f"data/squad/train_dev.json: {why}"
 
 
 def test_what_does_not_fit_is_refused() -> None:

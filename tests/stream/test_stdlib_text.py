@@ -27,16 +27,26 @@ OPTIONS: dict[str, Any] = {
 @pytest.mark.parametrize("domain", list(DOMAINS))
 @pytest.mark.parametrize("limit", [1000, 50_000])
 def test_a_limit_cuts_the_same_text(domain: str, limit: int) -> None:
-    text, longer = "".join(documents(domain, limit)), "".join(documents(domain, 100_000))
+    text, longer = "".join(documents(domain, limit, notes := [])), "".join(documents(domain, 100_000, []))
     assert longer.startswith(text) and 0.8 * limit < len(text) <= limit and len(longer) > 90_000
+    assert notes == [f"stream.limit keeps {len(text):,} characters of {domain}, of which there are more"]
+
+
+def test_a_limit_that_leaves_nothing_out_needs_no_note() -> None:
+    n = len("".join(documents("unicode", None, notes := [])))
+    assert len("".join(documents("unicode", n, notes))) == n and not notes
+    assert len("".join(documents("unicode", n - 1, notes))) < n and len(notes) == 1
+    topics = documents("manual", None, [])
+    whole = documents("manual", len(topics[0]), notes)
+    assert whole == topics[:1] and len(notes) == 2  # a document ends there, and others follow
 
 
 def test_what_the_domains_hold() -> None:
-    manual, code, docstrings, unicode = ("".join(documents(name, 100_000)) for name in DOMAINS)
+    manual, code, docstrings, unicode = ("".join(documents(name, 100_000, [])) for name in DOMAINS)
     assert "statement" in manual and "def " in code and "Return" in docstrings
-    assert "é latin small letter e with acute\n" in "".join(documents("unicode", None))
+    assert "é latin small letter e with acute\n" in "".join(documents("unicode", None, []))
     assert "cjk" not in unicode and sum(not c.isascii() for c in unicode) > 1000
-    for text in documents("code", 300_000)[:-1]:  # the last is cut
+    for text in documents("code", 300_000, [])[:-1]:  # the last is cut
         tree = ast.parse(text)
         assert "#" not in "".join(line.lstrip()[:1] for line in text.splitlines())
         assert not any(ast.get_docstring(n) for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.ClassDef))
@@ -47,7 +57,9 @@ def test_the_stream() -> None:
     stream = stdlib_text(**OPTIONS)
     assert [e.name for e in stream] == ["manual", "code", "docstrings", "unicode"]
     assert stream.notes[0].startswith(f"text of Python {platform.python_version()} (Unicode ")
-    assert stream.notes[1].startswith("bytes of training / validation / test text: manual 1")
+    more = "of which there are more"
+    assert [n.split(" of ", 1)[1] for n in stream.notes[1:5]] == [f"{e.name}, {more}" for e in stream]
+    assert stream.notes[5].startswith("bytes of training / validation / test text: manual 1")
     assert all(len(e.train) > len(e.test) > 0 and e.validation for e in stream)
     assert [e.name for e in stdlib_text(**OPTIONS | {"domains": ["unicode", "code"]})] == ["unicode", "code"]
     assert {stdlib_text(**OPTIONS | {"seed": seed})[0].name for seed in range(6)} > {"manual"}

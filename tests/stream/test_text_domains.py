@@ -158,7 +158,7 @@ def test_the_notes_say_what_the_tokenizer_was_trained_on() -> None:
 def test_a_pretrained_backbone_s_tokenizer_takes_precedence() -> None:
     given: Any = train_wordpiece(["wave salt gull beer bed bread"], 200)
     stream = made(tokenizer=given)
-    assert stream.tokenizer is given and len(stream.notes) == 1
+    assert stream.tokenizer is given and not any("trained on" in note for note in stream.notes)
     batch = everything(stream[1].train)
     assert given.decode(batch["input_ids"][0, :4]) == "wave salt gull 0"
     assert stream.info.input.eos_token_id == given.sep_token_id
@@ -211,3 +211,16 @@ def test_real_domains_with_shakespeare(monkeypatch: pytest.MonkeyPatch) -> None:
         text = said(stream, e.train) + said(stream, e.validation) + said(stream, e.test)
         assert path.read_text(encoding="utf-8").startswith(text) and 58_000 < len(text) <= 60_000
     assert names(made(data_dir=None, limit=20_000)) == [Path(p).stem for p in paths[1:]]  # SOURCE.txt is no domain
+
+
+def test_what_the_tokenizer_does_not_know_is_counted(tmp_path: Path) -> None:
+    for name, text in (("a", "sea salt and gulls\n" * 200), ("b", "море и соль\n" * 100 + "sea salt\n" * 100)):
+        (tmp_path / f"{name}.txt").write_text(text)
+    (tmp_path / "SOURCE.txt").write_text("where it is from")
+    notes = made(data_dir=str(tmp_path), problem="masked_lm", tokenizer_kind="wordpiece").notes
+    assert not any("of a " in note for note in notes) and any("SOURCE.txt" in note for note in notes)
+    (left_out,) = [note for note in notes if note.endswith("knows no token of them")]
+    assert (
+        left_out.endswith("blocks of b are left out: the tokenizer knows no token of them")
+        and int(left_out.split()[0]) > 5
+    )

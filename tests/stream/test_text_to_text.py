@@ -90,7 +90,12 @@ def test_a_validation_file_an_order_and_a_limit() -> None:
     assert [e.name for e in stream] == ["sort", "copy"]
     assert [len(e.train) for e in stream] == [5, 5]
     assert stream[1].validation is None and len(stream[0].validation or ()) == 2
-    assert stream.notes[0] == "stream.tasks leaves out 1 of 3 tasks"
+    assert stream.notes[:3] == [
+        "stream.tasks leaves out 1 of 3 tasks",
+        "stream.limit keeps 5 of 8 training rows of sort",
+        "stream.limit keeps 5 of 8 training rows of copy",
+    ]
+    assert not any("keeps" in note for note in made(limit=8).notes)
     assert pairs(stream, stream[0].train)[0][0] == "sort this: train 0"
     assert len({made(seed=seed)[0].name for seed in range(8)}) > 1
     assert [e.task_label for e in made(scenario="task_incremental")] == [0, 1, 2]

@@ -14,7 +14,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from clplatform.stream.tokenizer import encode, load_tokenizer, tokenize, train_wordpiece
+from clplatform.stream.tokenizer import encode, load_tokenizer, tokenize, train_wordpiece, unknown
+from clplatform.stream.train_tokenizer import train_tokenizer
 from clplatform.types import ClplatformError
 
 TEXTS = [
@@ -188,3 +189,21 @@ def test_texts_are_counted_as_cut_when_they_lose_tokens(tokenizer: Any, texts: A
     assert (max_length in whole) or max_length != 7  # the case that matters is among them
     assert torch.equal(encoded["input_ids"], encode(tokenizer, texts, max_length)["input_ids"])
     assert encoded["attention_mask"].sum(1).tolist() == [min(n, max_length) for n in whole]
+
+
+def test_tokens_that_are_not_known_are_counted(tokenizer: Any) -> None:
+    def said(*texts: str) -> list[str]:
+        return unknown(tokenizer, **encode(tokenizer, texts, 16), what="test texts")
+
+    assert said("pay my bill", "why") == []
+    assert said("pay ☃ bill", "why ☃ ☃", "pay my bill money") == [
+        "30 % of the tokens of the test texts are not known to the tokenizer, in 2 of 3"
+    ]
+    assert said("☃", "\u200b", "pay") == [
+        "50 % of the tokens of the test texts are not known to the tokenizer, in 1 of 3",
+        "2 of 3 test texts have no token that the tokenizer knows",
+    ]
+    tokenizer = train_tokenizer("bpe", TEXTS, 300, problem="causal_lm")
+    tokenizer.unk_token = tokenizer.eos_token  # as GPT-2's
+    ids = torch.tensor([[tokenizer.eos_token_id, 70, 71]])
+    assert unknown(tokenizer, ids, torch.ones_like(ids), "blocks") == []
