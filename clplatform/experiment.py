@@ -21,6 +21,7 @@ from clplatform.learner import Learner
 from clplatform.metric.memory import forget_peak, peak_memory
 from clplatform.results import Results
 from clplatform.saved import save_model
+from clplatform.strategy.base import n_bytes
 from clplatform.types import ClplatformError, Experience, ExperienceInfo, Stream
 
 
@@ -173,6 +174,7 @@ class Experiment:
         """Results first, then the checkpoint: a crash between them costs a repetition, never a row."""
         self.results.timing.append(times)
         self.results.cost = self._cost()
+        self.results.kept_bytes.append(n_bytes(self.learner.chain.cost()))
         self.results.save(self.run_dir)
         if self.config.get("keep_models"):
             folder = self.run_dir / "models" / f"after_{experience.index + 1}"

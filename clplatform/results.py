@@ -38,6 +38,7 @@ class Results:
     samples: list[list[dict[str, Any]]] = field(default_factory=list)
     timing: list[dict[str, float]] = field(default_factory=list)
     cost: dict[str, float] = field(default_factory=dict)
+    kept_bytes: list[int] = field(default_factory=list)  # beside the model, after each experience
     confusion: list[list[int]] | None = None  # after the last experience: rows true, columns predicted
     notes: list[str] = field(default_factory=list)
     protocol: dict[str, Any] = field(default_factory=dict)  # of `protocol=tune_first`: what was tried and chosen

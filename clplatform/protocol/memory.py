@@ -24,7 +24,7 @@ from clplatform import build
 from clplatform.data import lengths
 from clplatform.experiment import Experiment
 from clplatform.report.format import size
-from clplatform.strategy.base import Chain
+from clplatform.strategy.base import Chain, n_bytes
 from clplatform.types import ClplatformError, Data, Experience, ExperienceInfo, Stream
 
 Config = dict[str, Any]
@@ -135,11 +135,6 @@ def sketch(config: Config, stream: Stream) -> dict[str, dict[str, float]]:
         for experience in part:
             experiment._learn(experience, resume=False)
     return {name: {**s.cost()} for name, s in chain.strategies.items()}
-
-
-def n_bytes(cost: dict[str, Any]) -> int:
-    """What a strategy keeps beside the model, by its `cost()`."""
-    return int(cost.get("buffer_bytes", 0) + 4 * cost.get("extra_parameters", 0))
 
 
 class MemoryLimit:

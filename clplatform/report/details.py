@@ -66,14 +66,23 @@ def cost(run: Run) -> Section:
         parts.append(Table("Cost of the whole run", ["", "value", "what it counts"], rows, half=True, prose=True))
     if any(timing):
         phases = figures.phases(timing)
+        kept = [number(value) for value in run.results.get("kept_bytes") or []]
+        held = [[size(value)] for value in kept] if len(kept) == len(timing) and any(kept) else []
         names = run.names + [f"experience {i + 1}" for i in range(len(run.names), len(timing))]
         lines = [
-            [f"{i + 1} · {names[i]}", *(seconds(number(t.get(p))) for p in phases), seconds(sum(t.values()))]
+            [
+                f"{i + 1} · {names[i]}",
+                *(seconds(number(t.get(p))) for p in phases),
+                seconds(sum(t.values())),
+                *(held[i] if held else []),
+            ]
             for i, t in enumerate(timing)
         ]
         totals = [sum(t.get(p, 0.0) for t in timing) for p in phases]
-        lines.append(["all", *map(seconds, totals), seconds(sum(totals))])
-        parts.append(Table("Time by experience", ["experience", *phases, "sum"], lines, folded=len(timing) > 10))
+        lines.append(["all", *map(seconds, totals), seconds(sum(totals)), *(held[-1] if held else [])])
+        caption = "Time by experience" + (", and what is kept beside the model after it" if held else "")
+        columns = ["experience", *phases, "sum", *(["kept"] if held else [])]
+        parts.append(Table(caption, columns, lines, folded=len(timing) > 10))
     return Section("cost", "Cost and time", parts or [Text("No cost was recorded.")])
 
 

@@ -44,6 +44,11 @@ FAMILIES = frozenset(
 )
 
 
+def n_bytes(cost: dict[str, Any]) -> int:
+    """What strategies keep beside the model, by their `cost()`."""
+    return int(cost.get("buffer_bytes", 0) + 4 * cost.get("extra_parameters", 0))
+
+
 class Strategy:
     """Base of every strategy. Constructor arguments are keyword-only; their defaults live in the YAML page.
 

@@ -13,9 +13,9 @@ from command import TINY, call, only_run, refused
 from world import TinyStream
 
 from clplatform.data import TensorData
-from clplatform.protocol.memory import FEW, few, n_bytes
+from clplatform.protocol.memory import FEW, few
 from clplatform.results import Results
-from clplatform.strategy.base import Strategy
+from clplatform.strategy.base import Strategy, n_bytes
 
 Capture = pytest.CaptureFixture[str]
 MOST = 50_000

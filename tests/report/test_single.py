@@ -244,3 +244,11 @@ def test_a_report_imports_no_heavy_library(make_run: MakeRun):
     )
     done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_what_is_kept_stands_beside_the_time_of_each_experience(make_run: MakeRun, tmp_path: Path):
+    make_run("plain")
+    make_run("grows", change=lambda results: results.update(kept_bytes=[1024 * (i + 1) for i in range(5)]))
+    plain, grows = (write_report(tmp_path / name).with_suffix(".md").read_text() for name in ("plain", "grows"))
+    assert "kept beside the model after it" not in plain
+    assert "| sum | kept |" in grows and "| 3.0 KiB |" in grows and grows.count("| 5.0 KiB |") == 2

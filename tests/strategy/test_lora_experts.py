@@ -17,7 +17,7 @@ from world import TinyStream, make_experiment
 
 from clplatform.metric.flops import measure
 from clplatform.module import lora
-from clplatform.strategy.base import Chain
+from clplatform.strategy.base import Chain, n_bytes
 from clplatform.strategy.lora_experts import LoRAExperts
 from clplatform.types import MASKED
 
@@ -199,3 +199,10 @@ def test_a_training_step_is_counted_with_its_adapter_and_its_gradients(tmp_path:
     step, ask = (measure(backbone, (1, 1, 12), gradients) for gradients in (True, False))
     assert step > ask > 2 * 12 * 16
     assert experiment.results.cost["flops"] == 2 * 32 * (2 * step + ask)  # two epochs, and one pass for the means
+
+
+def test_what_is_kept_grows_by_an_expert_with_each_experience(tmp_path: Path) -> None:
+    experiment = make_experiment(tmp_path, {"lora_experts": make(first="adapter")}, optimizer=ADAMW)
+    kept = experiment.run().kept_bytes
+    assert len(kept) == 3 and kept[-1] == n_bytes(experiment.learner.chain.cost())
+    assert kept[2] > kept[1] > kept[0] > 0

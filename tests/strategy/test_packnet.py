@@ -14,8 +14,7 @@ from strategies import from_page
 from torch import Tensor, nn
 from world import DIM, TinyBackbone, TinyStream, make_experiment, make_learner
 
-from clplatform.protocol.memory import n_bytes
-from clplatform.strategy.base import Strategy
+from clplatform.strategy.base import Strategy, n_bytes
 from clplatform.strategy.packnet import PackNet
 from clplatform.types import Batch, ClplatformError, Experience, Stage
 

@@ -108,7 +108,9 @@ def test_each_file_and_each_folder_of_files_is_a_domain(tmp_path: Path) -> None:
     domain = read(tmp_path / "c")
     assert "".join(domain.train + domain.validation + domain.test) == LINES * 2
     assert read(tmp_path / "a.txt.gz").train == read(tmp_path / "b.txt").train
-    assert refusal(find_domains, tmp_path / "d", []).startswith(f"{tmp_path / 'd'} holds no text: each file in it (.txt, ")
+    assert refusal(find_domains, tmp_path / "d", []).startswith(
+        f"{tmp_path / 'd'} holds no text: each file in it (.txt, "
+    )
     message = refusal(name_domains, [tmp_path / "b.txt", tmp_path / "c" / "b.txt"])
     assert (
         message == f"{tmp_path / 'b.txt'} and {tmp_path / 'c' / 'b.txt'}: two domains are named 'b'; rename one of them"
@@ -157,7 +159,9 @@ def test_files_that_are_no_text_by_their_names_are_noted(tmp_path: Path) -> None
     for name in ("LICENSE", "about/README.md", ".git/c.txt"):
         write(tmp_path / name, LINES)
     assert list(find_domains(tmp_path, notes := [])) == ["a", "x"]
-    assert notes == [f"files and folders of {tmp_path.name} without text by their names are left out: 2 (LICENSE, about)"]
+    assert notes == [
+        f"files and folders of {tmp_path.name} without text by their names are left out: 2 (LICENSE, about)"
+    ]
 
 
 def test_a_folder_may_be_within_a_hidden_one(tmp_path: Path) -> None:
