@@ -20,6 +20,7 @@ from clplatform.learner import Learner
 from clplatform.machine import check_device
 from clplatform.signature import OURS, find
 from clplatform.strategy.base import Chain, Strategy
+from clplatform.stream.blurry import blurry
 from clplatform.tuning.base import Tuning
 from clplatform.tuning.full import Full
 from clplatform.types import ClplatformError, Stream, StreamInfo
@@ -98,7 +99,8 @@ def build_stream(config: dict[str, Any], tokenizer: Any = None) -> Stream:
     stream = make(node, **given)
     if note := getattr(tokenizer, "origin", None):
         stream.notes.append(note)
-    return stream
+    share = config["stream"].get("blurry")
+    return stream if share is None else blurry(stream, share, node.get("seed"))
 
 
 def without_extra(config: dict[str, Any], group: str) -> dict[str, Any]:
@@ -154,7 +156,7 @@ def check_needs(chain: Chain, info: StreamInfo, config: dict[str, Any]) -> None:
             "task ids",
             f"{stream} hides them at inference; choose stream.scenario=task_incremental",
         ),
-        "boundaries": (info.boundaries, "task boundaries", f"{stream} has none; choose a stream with boundaries"),
+        "boundaries": (info.boundaries, "task boundaries", f"{stream} has none; leave stream.blurry=null"),
         "pretrained": (
             bool(config["backbone"].get("pretrained")),
             "a pretrained backbone",

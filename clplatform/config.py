@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeGuard
 
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, Lt
 from omegaconf import DictConfig, OmegaConf
 
 from clplatform.prompting.task import check_tasks
@@ -29,7 +29,7 @@ GIVEN = {
     },
 }  # fmt: skip
 # Keys of a page that are for the platform, not for the constructor.
-EXTRA = {"stream": {"epochs"}, "backbone": {"lr"}, "tuning": {"lr"}}
+EXTRA = {"stream": {"epochs", "blurry"}, "backbone": {"lr"}, "tuning": {"lr"}}
 
 # What a configuration that comes from somebody else (a saved run) may build: what pages are for, not all of clplatform.
 TRUSTED = (
@@ -74,6 +74,7 @@ BUDGET: dict[str, Any] = {
     "seconds": Annotated[float, Gt(0)] | None,  # type: ignore[operator]
     "bytes": Annotated[int, Ge(1)] | None,  # type: ignore[operator]
 }
+STREAM: dict[str, Any] = {"blurry": Annotated[float, Ge(0), Lt(1)] | None}  # type: ignore[operator]
 CHECKPOINT: dict[str, Any] = {
     "every_n_batches": Annotated[int, Ge(1)] | None,  # type: ignore[operator]
     "every_minutes": Annotated[float, Gt(0)] | None,  # type: ignore[operator]
@@ -98,7 +99,7 @@ def conf_dir() -> Path:
 
 
 # Settings that came later, and that change nothing where they are null: as a configuration of before.
-ADDED_TO_STREAMS = {"augment", "metric_key"}
+ADDED_TO_STREAMS = {"augment", "blurry", "metric_key"}
 ADDED = {name: {"lr"} for name in ("adapters", "inf_lora", "lora_experts", "o_lora")}  # strategy → settings
 
 
@@ -199,8 +200,11 @@ def check(config: dict[str, Any]) -> None:
         if node is None and group == "tuning":  # of before there were others than full
             continue
         if not has_target(node):
+            if node == {"blurry": None}:  # what run.yaml says of every stream
+                node = None
             raise ClplatformError(f"{group}={typed(node)}: choose one of those that `clplatform list` shows")
         check_node(group, node, given=GIVEN.get(group, set()), extra=EXTRA.get(group, set()))
+    check_values("stream.", {**dict.fromkeys(STREAM), **config["stream"]}, STREAM)
     for name, node in config["strategy"].items():
         check_node(f"strategy.{name}", node)
 

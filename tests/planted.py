@@ -15,7 +15,7 @@ from clplatform.memory.buffer import Buffer, append
 from clplatform.regularization.quadratic import Quadratic
 from clplatform.strategy.base import Run, Strategy
 from clplatform.strategy.replay import Replay
-from clplatform.types import Batch, Data, Experience, ExperienceInfo, Output
+from clplatform.types import MASKED, Batch, Data, Experience, ExperienceInfo, Output
 
 PLANTED: dict[str, str] = {}  # class → check
 
@@ -265,6 +265,35 @@ class OnlyImages(CountsOnTheSizeOfTheBatch):
 
     def loss(self, learner: Any, batch: Batch, output: Output) -> dict[str, Tensor]:
         return super().loss(learner, {"labels": batch["labels"], "pixel_values": batch["pixel_values"]}, output)
+
+
+# -- which classes are new ---------------------------------------------------------------------------------------------
+
+
+@caught_by("learns")
+class MasksOldClasses(Strategy):
+    """Earlier experiences' classes are kept out of the loss, also where they come back."""
+
+    family = "baseline"
+
+    def task_loss(self, learner: Any, batch: Batch, output: Output) -> Tensor:
+        logits = output.logits.clone()
+        logits[:, : learner.n_old_classes] = MASKED
+        return F.cross_entropy(logits, batch["labels"])
+
+
+@caught_by("learns_without_boundaries")
+class TakesOldClassesForReplayed(Strategy):
+    """In a class-incremental stream, rows of earlier classes are taken for a memory's, and left to another loss."""
+
+    family = "baseline"
+
+    def task_loss(self, learner: Any, batch: Batch, output: Output) -> Tensor:
+        new = batch["labels"] >= learner.n_old_classes
+        if learner.info.scenario != "class_incremental":
+            new[:] = True
+        losses = F.cross_entropy(output.logits, batch["labels"], reduction="none")
+        return (losses * new).sum() / new.sum().clamp_min(1)
 
 
 # -- what it reads -----------------------------------------------------------------------------------------------------

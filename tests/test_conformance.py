@@ -23,9 +23,14 @@ WITHOUT_NUMBERS = {
     "gradual_unfreezing", "hat", "independent", "joint", "l2p", "lfl", "linear_probe", "lora_experts", "lwf", "o_lora",
     "packnet", "pgd", "pnn", "podnet", "progressive_prompts", "seq_star",
 }  # fmt: skip
+WITHOUT_BOUNDARIES = {
+    "a_gem", "cls_er", "cumulative", "der", "derpp", "ema_teacher", "er_ace", "fgm", "finetuning", "gdumb",
+    "gradual_unfreezing", "joint", "l2_init", "linear_probe", "mir", "ncm", "pgd", "ranpac", "replay", "slda",
+}  # fmt: skip
 DO_NOT_APPLY: dict[str, set[str]] = {
     "acts": {"finetuning"},
     "composes": {"replay"},
+    "learns_without_boundaries": {*NAMES} - WITHOUT_BOUNDARIES,
     "classes_come_back": A_TASK_ONLY_ONCE,
     "task_ids_stay_hidden": A_TASK_ONLY_ONCE | {"independent"},
     "batch_size_of_passes": WITHOUT_NUMBERS,

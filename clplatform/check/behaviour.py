@@ -41,6 +41,16 @@ def learns(subject: Subject) -> None:
             )
 
 
+def learns_without_boundaries(subject: Subject) -> None:
+    """It learns a stream that says no boundaries and shows all classes from the start, unless it needs boundaries."""
+    if "boundaries" in subject.needs:
+        raise DoesNotApply("it needs boundaries, and is refused without")
+    least, matrix = 0.7, subject.run(share=0.05).results.matrix
+    for i in range(2):
+        value = matrix[i + 1][i] or 0.0
+        promise(value > least, f"{value:.0%} on experience {i + 1} right after it; fine-tuning reaches 100 %")
+
+
 def learns_text(subject: Subject) -> None:
     """It learns from batches of text (dicts of `input_ids` and `attention_mask` of varying length)."""
     least = 0.7 if "pretrained" in subject.needs else 0.9  # random weights are not what it is for

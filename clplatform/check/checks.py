@@ -19,6 +19,7 @@ from clplatform.check.behaviour import (
     finite,
     learns,
     learns_text,
+    learns_without_boundaries,
     teachers,
 )
 from clplatform.check.declarations import cost, declares, first_experience
@@ -27,7 +28,7 @@ from clplatform.check.persistence import predicts_when_loaded, reproducible, res
 from clplatform.check.subject import Subject
 
 CHECKS: list[Callable[[Subject], None]] = [
-    declares, first_experience, acts, learns, learns_text, classes_come_back, finite, teachers, composes, reproducible,
+    declares, first_experience, acts, learns, learns_text, learns_without_boundaries, classes_come_back, finite, teachers, composes, reproducible,
     state, resumes, predicts_when_loaded, evaluates_what_is_there, reads_only_what_it_may, task_ids_stay_hidden, leaves_the_model_as_it_was,
     batch_size_of_passes, cost, memory, memory_of_text, memory_is_uniform,
 ]  # fmt: skip

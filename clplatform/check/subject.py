@@ -6,7 +6,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from inspect import isroutine
 from pathlib import Path
@@ -25,6 +25,7 @@ from clplatform.config import conf_dir
 from clplatform.experiment import Experiment
 from clplatform.results import Results
 from clplatform.strategy.base import Strategy
+from clplatform.stream.blurry import mixed
 
 Node = dict[str, Any]
 # What makes a model's outputs depend on its mode.
@@ -177,13 +178,14 @@ class Subject:
 
     def blank(
         self, *, strategies: dict[str, Strategy] | None = None, text: bool = False, scenario: str | None = None,
-        stream: TinyStream | None = None, folder: Path | None = None, **options: Any,
+        share: float | None = None, stream: TinyStream | None = None, folder: Path | None = None, **options: Any,
     ) -> Experiment:  # fmt: skip
         """An experiment that is not begun.
 
         Args:
             text: batches of text.
             scenario: the subject's own by default.
+            share: of each experience's samples that the others get, without boundaries; None: clear boundaries.
 
         Raises:
             DoesNotApply: the strategies do not learn classes, which the tiny worlds are of.
@@ -196,7 +198,7 @@ class Subject:
         if self.transformer and not text:
             settings["backbone"] = tiny_vit()
         make = make_text_experiment if text else make_experiment
-        settings["stream"] = stream or self.stream(text=text, scenario=scenario)
+        settings["stream"] = stream or self.stream(text=text, scenario=scenario, share=share)
         return make(folder or self.folder(), strategies or self.make(), **{**settings, **options})
 
     def chosen(self, who: str) -> dict[str, Strategy]:
@@ -206,10 +208,13 @@ class Subject:
             return {"replay": build_strategy("replay", page("replay") | {"capacity": CAPACITY}), **self.make()}
         return self.make()
 
-    def stream(self, *, text: bool = False, scenario: str | None = None) -> TinyStream:
+    def stream(self, *, text: bool = False, scenario: str | None = None, share: float | None = None) -> TinyStream:
         """Three experiences, of which the last is known and never trained."""
         stream = (TinyTextStream if text else TinyStream)(3, scenario=scenario or self.scenario)
         stream.experiences.pop()
+        if share is not None:
+            stream.info = replace(stream.info, boundaries=False)
+            stream.experiences = mixed(stream.experiences, share, seed=0)
         return stream
 
 

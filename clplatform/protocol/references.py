@@ -75,7 +75,7 @@ def derive(config: Config, strategy: str) -> Config | None:
     if strategy == "independent":
         if "scenario" not in derived["stream"]:
             return None
-        derived["stream"]["scenario"] = "task_incremental"
+        derived["stream"] |= {"scenario": "task_incremental", "blurry": None}
     return derived
 
 

@@ -32,4 +32,4 @@ def test_what_is_right_passes(name: str) -> None:
 
 
 def test_every_check_has_a_mistake_that_it_sees() -> None:
-    assert {c.__name__ for c in checks.CHECKS} - {"learns"} <= set(planted.PLANTED.values())
+    assert {c.__name__ for c in checks.CHECKS} <= set(planted.PLANTED.values())
