@@ -21,7 +21,7 @@ from clplatform.machine import check_device
 from clplatform.signature import OURS, find
 from clplatform.strategy.base import Chain, Strategy
 from clplatform.stream.blurry import blurry
-from clplatform.tuning.base import Tuning
+from clplatform.tuning.base import TUNED, Tuning
 from clplatform.tuning.full import Full
 from clplatform.types import ClplatformError, Stream, StreamInfo
 
@@ -149,6 +149,7 @@ def build_strategy(name: str, node: dict[str, Any]) -> Strategy:
 def check_needs(chain: Chain, info: StreamInfo, config: dict[str, Any]) -> None:
     """Does every strategy find what it needs in this stream and backbone?"""
     stream, backbone = f"stream={info.name} ({info.scenario})", f"backbone={config['backbone']['name']}"
+    tuning = build_tuning(config)
     perceptron = str(config["backbone"].get("_target_")).startswith("clplatform.backbone.mlp.")
     offered = {
         "task_ids": (
@@ -171,6 +172,16 @@ def check_needs(chain: Chain, info: StreamInfo, config: dict[str, Any]) -> None:
             "causal_lm" in getattr(find(config["backbone"]["_target_"]), "problems", ()),
             "a decoder",
             f"{backbone} is none; choose a causal language model, such as transformer_decoder",
+        ),
+        "tuning": (
+            not is_full(config),
+            "a tuning",
+            "tuning=full trains all of the backbone; choose another, such as tuning=lora",
+        ),
+        "mergeable": (
+            tuning.mergeable,
+            "a tuning that can be merged into weights",
+            f"tuning={tuning.name} cannot; choose tuning=lora, dora or ia3",
         ),
     }
     for name, strategy in chain.strategies.items():
@@ -214,7 +225,7 @@ def check_tuning(config: dict[str, Any], chain: Chain) -> None:
     if freeze != "none":
         raise ClplatformError(f"backbone.freeze={freeze}: {chosen} freezes the backbone already; leave it at none")
     for name, strategy in chain.strategies.items():
-        if strategy.family in OWN_STRUCTURE:
+        if strategy.family in OWN_STRUCTURE and not strategy.needs & TUNED:
             raise ClplatformError(
                 f"strategy={name} ({strategy.family}) has parts, copies or masks of its own and says itself what is trained: "
                 f"it cannot be combined with {chosen}; leave tuning=full"

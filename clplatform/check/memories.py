@@ -89,6 +89,7 @@ def filled(subject: Subject, names: list[str], *, n: int, capacity: int, seed: i
     stream = TinyStream(1, scenario=subject.scenario, per_class=n // 2)
     strategies = subject.make(capacity=capacity)
     learner = make_learner(stream, strategies, backbone=tiny_vit() if subject.transformer else None)
+    subject.tune(learner)
     chain, experience = learner.chain, stream[0]
     learner.generator.manual_seed(seed)
     learner.build(experience.info)

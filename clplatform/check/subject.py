@@ -23,9 +23,12 @@ from clplatform.check.text_world import TinyTextStream, make_text_experiment
 from clplatform.check.world import TinyStream, make_experiment, tiny_vit, weights
 from clplatform.config import conf_dir
 from clplatform.experiment import Experiment
+from clplatform.learner import Learner
 from clplatform.results import Results
 from clplatform.strategy.base import Strategy
 from clplatform.stream.blurry import mixed
+from clplatform.tuning.base import TUNED
+from clplatform.tuning.lora import LoRA
 
 Node = dict[str, Any]
 # What makes a model's outputs depend on its mode.
@@ -129,7 +132,7 @@ class Subject:
         self.needs = frozenset().union(*(s.needs for s in self.samples))
         self.problems = frozenset.intersection(*(s.problems for s in self.samples))
         self.scenario = "task_incremental" if "task_ids" in self.needs else "class_incremental"
-        self.transformer = "transformer" in self.needs
+        self.transformer, self.tuned = "transformer" in self.needs, bool(self.needs & TUNED)
         self._scratch = tempfile.mkdtemp(prefix="clplatform-check-")
         weakref.finalize(self, shutil.rmtree, self._scratch, ignore_errors=True)
         self._runs: dict[Any, Run] = {}
@@ -150,7 +153,7 @@ class Subject:
         key = tuple(sorted((name, str(value)) for name, value in how.items()))
         runs = self._runs
         if how.get("who") == "finetuning":  # the same for all subjects of a world
-            runs, key = FINETUNING, (*key, self.scenario, self.transformer)
+            runs, key = FINETUNING, (*key, self.scenario, self.transformer, self.tuned)
         if key not in runs:
             runs[key] = self.new_run(**how)
         return runs[key]
@@ -199,7 +202,14 @@ class Subject:
             settings["backbone"] = tiny_vit()
         make = make_text_experiment if text else make_experiment
         settings["stream"] = stream or self.stream(text=text, scenario=scenario, share=share)
-        return make(folder or self.folder(), strategies or self.make(), **{**settings, **options})
+        made = make(folder or self.folder(), strategies or self.make(), **{**settings, **options})
+        self.tune(made.learner)
+        return made
+
+    def tune(self, learner: Learner) -> None:
+        """Where a tuning is needed, the backbone has one, which goes into whatever has linear layers."""
+        if self.tuned:
+            LoRA(rank=2, alpha=16.0, dropout=0.0, targets="all").apply(learner.backbone, learner.info.input)
 
     def chosen(self, who: str) -> dict[str, Strategy]:
         if who == "finetuning":

@@ -129,10 +129,16 @@ def renew(backbone: nn.Module, name: str, generator: torch.Generator) -> None:
 
 @torch.no_grad()
 def merge(backbone: nn.Module, name: str) -> None:
-    """Move what the adapter does into the layers' own weights, W ← W + (α/r) B A, and set B = 0."""
+    """Move what the adapter does into the layers' own weights, W ← W + (α/r) B A (of DoRA, with rows of its lengths), and set
+    B = 0."""
     for layer in named_layers(backbone).values():
-        weight = layer.get_base_layer().weight
-        weight.add_(layer.get_delta_weight(name).to(weight.dtype))
+        if layer.use_dora.get(name):
+            layer.merge(adapter_names=[name])
+            layer.merged_adapters.clear()  # it goes on acting: with B = 0 and lengths as of W's rows it changes nothing
+            layer.lora_magnitude_vector[name].weight.abs_()
+        else:
+            weight = layer.get_base_layer().weight
+            weight.add_(layer.get_delta_weight(name).to(weight.dtype))
         layer.lora_B[name].weight.zero_()
 
 

@@ -56,8 +56,9 @@ class Strategy:
         family: one of `FAMILIES`.
         problems: what it can learn, of `clplatform.types.PROBLEMS`.
         needs: what it cannot do without, of `task_ids` (at inference), `boundaries`, `memory`,
-            `pretrained`, `hidden_states`, `transformer`, `decoder`, `past_data` (`learner.past`: upper bounds only).
-        excludes: families it cannot be combined with, because of `why_not`.
+            `pretrained`, `hidden_states`, `transformer`, `decoder`, `tuning` (other than `full`), `mergeable`
+            (a tuning that becomes a part of the weights), `past_data` (`learner.past`: upper bounds only).
+        excludes: families, or single strategies, it cannot be combined with, because of `why_not`.
         first_experience_is_finetuning: in the first experience the weights are bit-identical to those of
             plain fine-tuning (`clplatform check` holds it to this word); if not, `why_not` says why.
     """
@@ -182,7 +183,7 @@ class Chain(Strategy):
                 raise ValueError(f"{' and '.join(names)} cannot be combined: both {what}, and only one may")
         for name, s in strategies.items():
             for other, o in strategies.items():
-                if o is not s and o.family in s.excludes:
+                if o is not s and s.excludes & {o.family, other}:
                     raise ValueError(f"{name} cannot be combined with {other} ({o.family}): {s.why_not}")
         self._open: dict[str, list[Strategy]] = {}
 

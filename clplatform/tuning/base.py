@@ -13,15 +13,20 @@ from torch import nn
 
 from clplatform.types import InputSpec
 
+# Of a strategy's needs, those that a tuning other than `full` meets.
+TUNED = frozenset({"tuning", "mergeable"})
+
 
 class Tuning:
     """Base of all tunings. Constructor arguments are keyword-only; their defaults live in the YAML page only.
 
     Class attributes:
         name: of its page.
+        mergeable: can what it trains become a part of the weights (`strategy=merge`)?
     """
 
     name: ClassVar[str]
+    mergeable: ClassVar[bool] = False
 
     def apply(self, backbone: Any, spec: InputSpec) -> None:
         """Freeze the backbone, but for what `add` puts in or marks.

@@ -27,6 +27,7 @@ class IA3(Tuning):
     """Scales of keys, values and feed-forward activations."""
 
     name = "ia3"
+    mergeable = True
 
     def add(self, backbone: Any, spec: InputSpec) -> None:
         model = encoder(backbone)

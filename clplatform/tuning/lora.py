@@ -26,6 +26,7 @@ class LoRA(Tuning):
     """
 
     name = "lora"
+    mergeable = True
     dora: ClassVar[bool] = False
 
     def __init__(
