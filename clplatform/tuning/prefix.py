@@ -3,7 +3,8 @@ as in P-tuning v2 (Liu et al. 2022, "P-Tuning v2: Prompt Tuning Can Be Comparabl
 
     softmax(Q [P_K; K]ᵀ / √d) [P_V; V],   P_K and P_V [L, D] in each layer
 
-Attention is PyTorch's own (`sdpa`), whatever `backbone.attention` says.
+In Hugging Face's models attention is PyTorch's own (`sdpa`), whatever `backbone.attention` says, and has to see both ways. In ours
+prefixes are in front of causal attention too, of decoders that write; attention to an encoder's output has none.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Annotated, Any
 from annotated_types import Ge
 from torch import nn
 
+from clplatform.backbone.transformer.layers import DecoderLayer, EncoderLayer
 from clplatform.module import lora
 from clplatform.module.prompt import NAME, blocks, check_reach, prefixes, transformer, uniform
 from clplatform.tuning.base import Tuning
@@ -34,6 +36,17 @@ class Prefix(Tuning):
         self.length = length
 
     def add(self, backbone: Any, spec: InputSpec) -> None:
+        own = [m.attention for m in backbone.modules() if isinstance(m, EncoderLayer | DecoderLayer)]
+        for attention in own:  # of our Transformer, whose attention knows prefixes
+            attention.prefix = self.keys_and_values(backbone)
+        if not own:
+            self._add_to_hugging_face(backbone, spec)
+
+    def keys_and_values(self, backbone: Any) -> nn.ParameterList:
+        """P_K and P_V of one layer."""
+        return nn.ParameterList(uniform(self.length, backbone.feature_size) for _ in range(2))
+
+    def _add_to_hugging_face(self, backbone: Any, spec: InputSpec) -> None:
         numbers = range(1, len(backbone.blocks()))
         check_reach(
             "tuning=prefix", backbone, spec, "prefixes", 2 * len(numbers),
@@ -47,7 +60,7 @@ class Prefix(Tuning):
                 "such as vit_b16 or minilm, or tuning=prompt"
             )
         for attention in attentions:
-            attention.prefix = nn.ParameterList(uniform(self.length, backbone.feature_size) for _ in range(2))
+            attention.prefix = self.keys_and_values(backbone)
         model.config._attn_implementation = NAME
 
 

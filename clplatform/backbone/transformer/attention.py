@@ -59,7 +59,12 @@ class MultiHeadAttention(nn.Module):
         MultiHead(Q, K, V) = Concat(head_1, …, head_N) W^O,  head_i = Attention(Q W_i^Q, K W_i^K, V W_i^V)
 
     The N projections of each kind are one matrix.
+
+    Attributes:
+        prefix: learned keys and values [P, D] in front of all others, which every token sees (`tuning=prefix`); None: none.
     """
+
+    prefix: nn.ParameterList | None
 
     def __init__(self, config: LayerConfig) -> None:
         super().__init__()
@@ -68,6 +73,7 @@ class MultiHeadAttention(nn.Module):
         self.k_proj = nn.Linear(config.size, config.size)
         self.v_proj = nn.Linear(config.size, config.size)
         self.out_proj = nn.Linear(config.size, config.size)
+        self.prefix = None
 
     def forward(
         self,
@@ -101,9 +107,23 @@ class MultiHeadAttention(nn.Module):
                 q_BNTH, k_BNSH = rotate(q_BNTH, rotation), rotate(k_BNSH, rotation)
             if cache is not None:
                 k_BNSH, v_BNSH = cache.extend(k_BNSH, v_BNSH)
+        if self.prefix is not None:
+            if causal:
+                mask, causal = causal_mask(q_BNTH.shape[2], k_BNSH.shape[2], x_BTD.device), False
+            k_BNSH, v_BNSH, mask = self.behind_prefix(k_BNSH, v_BNSH, mask)
         dropout = self.dropout if self.training else 0.0
         heads_BNTH = attention(q_BNTH, k_BNSH, v_BNSH, mask, causal=causal, dropout=dropout)
         return self.out_proj(heads_BNTH.transpose(1, 2).flatten(2))
+
+    def behind_prefix(
+        self, k_BNSH: Tensor, v_BNSH: Tensor, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Keys and values with those of the prefix in front, and the mask of both."""
+        assert self.prefix is not None
+        more = [self.split(p_PD.to(k_BNSH).expand(len(k_BNSH), -1, -1)) for p_PD in self.prefix]
+        if mask is not None:
+            mask = torch.cat([mask.new_ones(*mask.shape[:-1], more[0].shape[2]), mask], -1)
+        return torch.cat([more[0], k_BNSH], 2), torch.cat([more[1], v_BNSH], 2), mask
 
     def split(self, x_BTD: Tensor) -> Tensor:
         """[B, T, D] → heads [B, N, T, H]."""
