@@ -180,6 +180,13 @@ def predict(arguments: list[str]) -> int:
     )
     parser.add_argument("--task", type=int, help="task label, for models trained with task ids")
     parser.add_argument("--top", type=int, default=3, help="how many classes or tokens to show (default: 3)")
+    how = parser.add_argument_group("of models that write (default: as the run did)")
+    how.add_argument("--beams", type=int, help="beam search; 1: the most likely token, again and again")
+    how.add_argument("--length-penalty", type=float, help="of a beam search (default: 1)")
+    how.add_argument("--temperature", type=float, help="draw tokens at random; the lower, the more likely ones")
+    how.add_argument("--top-k", type=int, help="draw among the K most likely tokens")
+    how.add_argument("--top-p", type=float, help="draw among the likeliest that have this much probability together")
+    how.add_argument("--seed", type=int, help="of what is drawn (default: 0)")
     parser.add_argument("--trust", action="append", default=[], help="allow classes with this prefix in the model")
     options = parser.parse_intermixed_args(arguments)
     from clplatform.inputs import read_images, read_texts
@@ -189,6 +196,26 @@ def predict(arguments: list[str]) -> int:
     text = predictor.info.input.modality == "text"
     paths = options.input or ["-"]
     names, inputs = read_texts(paths, options.column or predictor.columns) if text else read_images(paths)
-    for name, answer in zip(names, predictor.predict(inputs, task=options.task, top=options.top), strict=True):
+    answers = predictor.predict(inputs, task=options.task, top=options.top, **_search(options, predictor))
+    for name, answer in zip(names, answers, strict=True):
         print(json.dumps({"input": name, **answer.row()}, ensure_ascii=False))
     return 0
+
+
+def _search(options: argparse.Namespace, predictor: Any) -> dict[str, Any]:
+    """How a model should write, if that was said."""
+    names = ("beams", "length_penalty", "temperature", "top_k", "top_p", "seed")
+    given = {name: value for name in names if (value := getattr(options, name)) is not None}
+    if not given:
+        return {}
+    if not predictor.writes:
+        raise ClplatformError(f"predict --{next(iter(given)).replace('_', '-')}: this model does not write texts")
+    for name, needed in (("length_penalty", "beams"), ("seed", "temperature")):
+        if name in given and needed not in given:
+            raise ClplatformError(f"predict --{name.replace('_', '-')}: it has no effect without --{needed}")
+    import torch
+
+    from clplatform.backbone.search import Search
+
+    seed = given.pop("seed", 0)
+    return {"search": Search(**given, generator=torch.Generator(predictor.learner.device).manual_seed(seed))}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
@@ -159,15 +160,20 @@ class Learner(pl.LightningModule):
         return self.mask_tasks(answer(self.backbone, self.head, features, task_labels), task_labels)
 
     @torch.no_grad()
-    def generate(self, batch: Batch) -> Tensor:
-        """What the model writes for each sample of a batch, int64 [B, T] as `Backbone.generate` has it."""
-        tokens = self.chain.forward(self, batch, self.write).tokens
+    def generate(self, batch: Batch, search: Any = None) -> Tensor:
+        """What the model writes for each sample of a batch, int64 [B, T] as `Backbone.generate` has it.
+
+        Args:
+            search: how (`clplatform.backbone.search.Search`); None: as the backbone's page says.
+        """
+        write = self.write if search is None else partial(self.write, search=search)
+        tokens = self.chain.forward(self, batch, write).tokens
         assert tokens is not None, "a strategy's forward must hand on what `run` gives"
         return tokens
 
-    def write(self, batch: Batch) -> Output:
+    def write(self, batch: Batch, **how: Any) -> Output:
         """The bare model as a writer: in place of `run` where the strategies wrap generation."""
-        tokens = self.backbone.generate(batch)
+        tokens = self.backbone.generate(batch, **how)
         nothing = tokens.new_zeros((len(tokens), 0), dtype=torch.float32)
         return Output(nothing, nothing, tokens)
 

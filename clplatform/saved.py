@@ -57,6 +57,7 @@ class Saved:
     """
 
     columns: ClassVar[list[str]] = ["text"]  # of tables that `clplatform predict` reads
+    writes: ClassVar[bool] = False  # does `predict` take a `search`?
 
     def __init__(
         self, learner: Learner, folder: Path, tokenizer: Any = None, settings: dict[str, Any] | None = None

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clplatform.backbone.search import Search
 from clplatform.data import predicted
 from clplatform.evaluate import decode
 from clplatform.saved import Saved, check_texts
@@ -30,27 +31,39 @@ class Written:
 class Writer(Saved):
     """A model that reads a text and writes another."""
 
-    def predict(self, inputs: Any, *, task: int | None = None, top: int = 1, batch_size: int = BATCH) -> list[Written]:
+    writes = True
+
+    def predict(
+        self, inputs: Any, *, task: int | None = None, top: int = 1, batch_size: int = BATCH,
+        search: Search | None = None,
+    ) -> list[Written]:  # fmt: skip
         """What is written for texts.
 
         Args:
             top: not used.
+            search: how tokens are chosen; None: as the backbone's page says.
         """
         columns = self.encode(inputs)
         with torch.inference_mode():
             batches = self.batches(columns, task, batch_size)
-            return [Written(t) for b in batches for t in decode(self.tokenizer, self.learner.generate(b))]
+            return [Written(t) for b in batches for t in decode(self.tokenizer, self.learner.generate(b, search))]
 
 
 class Continuer(Saved):
     """A model that goes on with a text."""
 
-    def predict(self, inputs: Any, *, task: int | None = None, top: int = 1, batch_size: int = BATCH) -> list[Written]:
+    writes = True
+
+    def predict(
+        self, inputs: Any, *, task: int | None = None, top: int = 1, batch_size: int = BATCH,
+        search: Search | None = None,
+    ) -> list[Written]:  # fmt: skip
         """How the model goes on with texts, without these. It reads at most as many of their last tokens, and writes at most
         as many, as half of a block of the stream has.
 
         Args:
             top: not used.
+            search: how tokens are chosen; None: as the backbone's page says.
         """
         texts = check_texts(inputs)
         longest = max(1, (self.info.input.max_length or 2) // 2)
@@ -75,7 +88,7 @@ class Continuer(Saved):
                 shortest = int(batch["padding"].min())  # what no prompt of the batch has
                 ids = batch["input_ids"][:, shortest:]
                 mask = torch.arange(ids.shape[1], device=ids.device) >= (batch.pop("padding") - shortest)[:, None]
-                tokens = self.learner.generate({**batch, "input_ids": ids, "attention_mask": mask.long()})
+                tokens = self.learner.generate({**batch, "input_ids": ids, "attention_mask": mask.long()}, search)
                 found += map(Written, self.tokenizer.batch_decode(tokens.cpu().tolist(), skip_special_tokens=True))
         return found
 

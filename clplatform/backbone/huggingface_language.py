@@ -6,6 +6,8 @@ B  batch    S  tokens read    T  tokens written    D  size of the features    V 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -21,6 +23,7 @@ from clplatform.backbone.freeze import Freezable, Policy, freeze_parts
 from clplatform.backbone.from_run import start_from_run
 from clplatform.backbone.output_layer import logits_of
 from clplatform.backbone.pretrained import Origin
+from clplatform.backbone.search import Search
 from clplatform.metric.flops import LENGTHS
 from clplatform.types import Batch, ClplatformError, InputSpec
 
@@ -29,6 +32,17 @@ TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
 # What a pretrained model needs to write at all (Marian must not write its padding token). All else of its own
 # settings for generation is taste, and the page's.
 NEEDED = ("bad_words_ids", "suppress_tokens", "forced_bos_token_id")
+
+
+@contextmanager
+def drawing_from(generator: torch.Generator | None) -> Iterator[None]:
+    """Inside, the global generators, which are all that Hugging Face knows, go on from this one."""
+    if generator is None:
+        yield
+        return
+    with torch.random.fork_rng():
+        torch.manual_seed(int(torch.randint(2**62, (), generator=generator, device=generator.device)))
+        yield
 
 
 class HuggingFaceWriter(Freezable):
@@ -163,18 +177,17 @@ class HuggingFaceWriter(Freezable):
     def _project(self, features: Tensor) -> Tensor:
         return logits_of(self.model, features)
 
-    def _write(self, batch: Batch, **limits: int) -> Tensor:
-        """The tokens that the model writes, those that it begins with included."""
-        spec = self.spec
+    def _write(self, batch: Batch, search: Search | None, **limits: int) -> Tensor:
+        """The tokens that the model writes, those that it begins with included; by default as the page says."""
+        spec, search = self.spec, search or Search(self.beams, self.length_penalty)
         config = GenerationConfig(
-            do_sample=False, num_beams=self.beams, length_penalty=self.length_penalty, pad_token_id=spec.pad_token_id,
-            eos_token_id=spec.eos_token_id, bos_token_id=spec.bos_token_id, **limits,
+            pad_token_id=spec.pad_token_id, eos_token_id=spec.eos_token_id, bos_token_id=spec.bos_token_id,
+            **search.hugging_face(), **limits,
         )  # fmt: skip
-        if self.beams == 1:
-            config.length_penalty = None  # it has no say, and Hugging Face would warn
-        return self.model.generate(
-            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], generation_config=config
-        )
+        with drawing_from(search.generator):
+            return self.model.generate(
+                input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], generation_config=config
+            )
 
     def save_assets(self, folder: Path) -> None:
         """The model's `config.json` and `generation_config.json`."""
@@ -220,7 +233,7 @@ class HuggingFaceCausal(HuggingFaceWriter):
     def _read(self, ids: Tensor, mask: Tensor) -> Tensor:
         return self.model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
 
-    def generate(self, batch: Batch) -> Tensor:
+    def generate(self, batch: Batch, search: Search | None = None) -> Tensor:
         """What is written, int64 [B, T], filled up with the padding token.
 
         Of pairs of texts: for each source, from the first token on. Otherwise how it goes on with prompts that are padded
@@ -233,7 +246,7 @@ class HuggingFaceCausal(HuggingFaceWriter):
             assert spec.bos_token_id is not None and spec.max_target_length is not None
             prompt["input_ids"], prompt["attention_mask"] = prefix_lm.prompts(batch, spec.bos_token_id)
             n = spec.max_target_length
-        return self._write(prompt, max_new_tokens=n)[:, prompt["input_ids"].shape[1] :]
+        return self._write(prompt, search, max_new_tokens=n)[:, prompt["input_ids"].shape[1] :]
 
     def decoding(self, prompt_BT: Tensor) -> Cached:
         """Begin to go on with prompts of one length."""
@@ -292,12 +305,12 @@ class HuggingFaceSeq2Seq(HuggingFaceWriter):
             use_cache=False,
         ).last_hidden_state  # fmt: skip
 
-    def generate(self, batch: Batch) -> Tensor:
+    def generate(self, batch: Batch, search: Search | None = None) -> Tensor:
         """What is written for each source, int64 [B, T], from the first token on; filled up with the padding token."""
         spec = self.spec
         assert spec.max_target_length is not None and spec.bos_token_id is not None
         limits = {"max_new_tokens": spec.max_target_length, "decoder_start_token_id": spec.bos_token_id}
-        return self._write(batch, **limits)[:, 1:]
+        return self._write(batch, search, **limits)[:, 1:]
 
     def blocks(self) -> list[Any]:
         """The embeddings of both, then the layers of the encoder, then those of the decoder."""

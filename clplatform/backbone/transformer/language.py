@@ -17,14 +17,13 @@ from clplatform.backbone import prefix_lm
 from clplatform.backbone.fit import require_modality
 from clplatform.backbone.freeze import Freezable, Policy, freeze_parts
 from clplatform.backbone.from_run import start_from_run
-from clplatform.backbone.transformer.beam import beam_search
+from clplatform.backbone.search import Search
 from clplatform.backbone.transformer.config import Activation, LayerConfig, Norm
 from clplatform.backbone.transformer.decoder import CausalLM, Decoder
 from clplatform.backbone.transformer.decoding import Decoding
 from clplatform.backbone.transformer.embeddings import Embeddings
 from clplatform.backbone.transformer.encoder import Encoder
 from clplatform.backbone.transformer.encoder_decoder import EncoderDecoder
-from clplatform.backbone.transformer.generate import greedy
 from clplatform.backbone.transformer.positions import Positions
 from clplatform.metric.flops import LENGTHS
 from clplatform.types import Batch, InputSpec
@@ -130,8 +129,8 @@ class TransformerDecoder(Freezable):
         ids_BT, _, places_BT = prefix_lm.joined(batch)
         return prefix_lm.of_targets(self.model.decoder(ids_BT), places_BT)
 
-    def generate(self, batch: Batch) -> Tensor:
-        """What is written: the most likely token, again and again, int64 [B, T], filled up with the padding token.
+    def generate(self, batch: Batch, search: Search | None = None) -> Tensor:
+        """What is written, by default the most likely token, again and again, int64 [B, T], filled up with the padding token.
 
         Of pairs of texts: for each source, from the first token on. Otherwise how it goes on with prompts that are padded
         on the left, without the prompts, with at most half as many tokens as a text of the stream has.
@@ -143,8 +142,9 @@ class TransformerDecoder(Freezable):
             assert spec.bos_token_id is not None and spec.max_target_length is not None
             prompt_BT, mask_BT = prefix_lm.prompts(batch, spec.bos_token_id)
             n = spec.max_target_length
-        decoding = self.decoding(prompt_BT, mask_BT)
-        return greedy(decoding, max_new_tokens=n, end=spec.eos_token_id, pad=spec.pad_token_id)[:, prompt_BT.shape[1] :]
+        decoding, search = self.decoding(prompt_BT, mask_BT), search or Search()
+        written = search.write(decoding, max_new_tokens=n, end=spec.eos_token_id, pad=spec.pad_token_id)
+        return written[:, prompt_BT.shape[1] :]
 
     def decoding(self, prompt_BT: Tensor, mask_BT: Tensor | None = None) -> Decoding:
         """Begin to go on with prompts, padded on the left."""
@@ -238,18 +238,17 @@ class TransformerSeq2Seq(Freezable):
         memory_BSD = self.model.encoder(batch["input_ids"], mask_BS)
         return self.model.decoder(batch["decoder_input_ids"], memory_BMD=memory_BSD, memory_mask_BM=mask_BS)
 
-    def generate(self, batch: Batch) -> Tensor:
-        """What is written for each source, int64 [B, T], from the first token on; filled up with the padding token."""
+    def generate(self, batch: Batch, search: Search | None = None) -> Tensor:
+        """What is written for each source, int64 [B, T], from the first token on, filled up with the padding token; by default
+        as the page says."""
         spec = self.spec
         assert spec.bos_token_id is not None and spec.pad_token_id is not None and spec.max_target_length is not None
         decoding = self.model.decoding(batch["input_ids"], batch["attention_mask"], start=spec.bos_token_id)
         end, pad, n = spec.eos_token_id, spec.pad_token_id, spec.max_target_length
         if self.length_ratio is not None:
             n = min(n, 10 + math.ceil(self.length_ratio * batch["input_ids"].shape[1]))
-        if self.beams == 1:
-            return greedy(decoding, max_new_tokens=n, end=end, pad=pad)[:, 1:]
-        beams = beam_search(decoding, n_beams=self.beams, max_new_tokens=n, end=end, pad=pad, alpha=self.length_penalty)
-        return beams.ids_BKT[:, 0, 1:]
+        search = search or Search(self.beams, self.length_penalty)
+        return search.write(decoding, max_new_tokens=n, end=end, pad=pad)[:, 1:]
 
     def blocks(self) -> list[Any]:
         """The embeddings and layers of the encoder, then those of the decoder."""
