@@ -196,13 +196,14 @@ def test_hidden_tokens_are_found(name: str, get: Get) -> None:
         ("seq2seq", "1 of 2 texts are cut at the end to 16 tokens"),
         ("causal", "1 of 2 texts are cut at the beginning to 8 tokens"),
         ("masked", "1 of 2 texts are cut at the end to 16 tokens"),
+        ("tags", "1 of 2 texts are cut at the end to {longest} tokens"),
     ],
 )
 def test_texts_that_are_cut_are_counted(name: str, told: str, get: Get, capsys: pytest.CaptureFixture[str]) -> None:
     model = clplatform.load(get(name))
     first = f"the{model.tokenizer.mask_token} sat" if name == "masked" else "the cat sat"
     model.predict([first, first + " on the mat" * 30])
-    assert capsys.readouterr().err == f"clplatform: {told}\n"
+    assert capsys.readouterr().err == f"clplatform: {told.format(longest=model.info.input.max_length)}\n"
     model.predict([first])
     assert capsys.readouterr().err == ""
 
