@@ -29,7 +29,7 @@ COST = {
     "Floating-point operations": "flops",
     "Peak memory (bytes)": "peak_memory_bytes",
     "Parameters beside the model": "extra_parameters",
-    "Bytes of stored samples": "buffer_bytes",
+    "Bytes of stored samples and masks": "buffer_bytes",
 }
 WIDTH = 24  # of a report's grid
 

@@ -89,7 +89,7 @@ COSTS: dict[str, tuple[str, Callable[[float], str]]] = {
     "trained_parameters": ("parameters trained", lambda value: f"{value:,.0f}"),
     "extra_parameters": ("numbers held beside the model", lambda value: f"{value:,.0f}"),
     "stored_samples": ("samples stored", lambda value: f"{value:,.0f}"),
-    "buffer_bytes": ("memory of them", size),
+    "buffer_bytes": ("memory of samples and masks", size),
 }
 
 

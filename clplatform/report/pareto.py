@@ -42,7 +42,7 @@ COSTS = (
     Cost("memory", "peak memory", BYTES, _spent("peak_memory_bytes")),
     Cost("trained", "parameters trained", NUMBERS, trained_parameters),
     Cost("extra", "numbers held beside the model", NUMBERS, _spent("extra_parameters"), absent=0.0),
-    Cost("buffer", "memory of stored samples", BYTES, _spent("buffer_bytes"), absent=0.0),
+    Cost("buffer", "memory of samples and masks", BYTES, _spent("buffer_bytes"), absent=0.0),
 )  # fmt: skip
 
 

@@ -58,7 +58,7 @@ def priced(make_run: MakeRun, tmp_path: Path) -> Setting:
 def test_costs_that_vary_are_drawn_and_the_front_is_said(priced: Setting):
     *drawn, table = pareto_parts(priced, "s")
     assert isinstance(table, Table)
-    assert table.header == ["strategy", "time", "memory of stored samples"]  # peak memory differs by 0.2 %
+    assert table.header == ["strategy", "time", "memory of samples and masks"]  # peak memory differs by 0.2 %
     assert {row[0]: list(row[1:]) for row in table.rows} == {
         "finetuning": ["on the front", "beaten by ewc"],
         "ewc": ["beaten by replay", "on the front"],
