@@ -62,8 +62,11 @@ class Tagger(Saved):
                 raise ClplatformError(f"sample {i}: {given[i]!r} has no words")
         assert self.info.input.max_length is not None
         columns, begins = tokenize_words(self.tokenizer, sentences, self.info.input.max_length)
-        cut = begins.amax(1) + 1 < torch.tensor([len(words) for words in sentences]) if sentences else begins[:0]
-        self.tell_cut(int(cut.sum()), len(sentences), self.info.input.max_length)
+        full = columns["attention_mask"].sum(1).tolist()
+        last = begins.amax(1).tolist()
+        longest = self.info.input.max_length
+        cut = [n == longest and at + 1 < len(s) for n, at, s in zip(full, last, sentences, strict=True)]
+        self.tell_cut(sum(cut), len(sentences), longest)
         columns["labels"] = begins.where(begins >= 0, IGNORED)
         found: list[Tags] = []
         with torch.inference_mode():

@@ -210,9 +210,10 @@ def _search(options: argparse.Namespace, predictor: Any) -> dict[str, Any]:
         return {}
     if not predictor.writes:
         raise ClplatformError(f"predict --{next(iter(given)).replace('_', '-')}: this model does not write texts")
-    for name, needed in (("length_penalty", "beams"), ("seed", "temperature")):
-        if name in given and needed not in given:
-            raise ClplatformError(f"predict --{name.replace('_', '-')}: it has no effect without --{needed}")
+    if "length_penalty" in given and given.get("beams", 1) == 1:
+        raise ClplatformError("predict --length-penalty: it has no effect without --beams of 2 or more")
+    if "seed" in given and "temperature" not in given:
+        raise ClplatformError("predict --seed: it has no effect without --temperature")
     import torch
 
     from clplatform.backbone.search import Search

@@ -192,7 +192,9 @@ def has_meaning(learner: Learner, experience: Experience) -> bool:
     own = [e for e in learner.seen if not learner.info.task_ids or e.task_label == experience.task_label]
     if not learner.info.has_classes:  # the vocabulary, or where an answer may be, is known from the beginning
         return bool(own) or not learner.info.task_ids
-    return set(experience.classes) <= {c for e in own for c in e.classes}
+    # Of a stream without boundaries an experience shows other classes too, which it is not evaluated on.
+    tested = experience.classes if learner.info.boundaries else experience.test.labels.unique().tolist()
+    return set(tested) <= {c for e in own for c in e.classes}
 
 
 def evaluate_row(learner: Learner, stream: Stream, split: str, batch_size: int) -> list[Scores | None]:

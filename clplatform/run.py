@@ -257,6 +257,7 @@ def new_results(config: dict[str, Any], stream: Stream, learner: Any) -> Results
     info = stream.info
     parameters = list(learner.backbone.parameters())
     trained = [p for p in parameters if p.requires_grad]
+    merged = "mergeable" in learner.chain.needs  # what becomes a part of the weights cannot be kept without them
     sizes = {
         split: [len(data) if (data := getattr(e, split)) is not None else 0 for e in stream]
         for split in ("train", "validation", "test")
@@ -282,7 +283,7 @@ def new_results(config: dict[str, Any], stream: Stream, learner: Any) -> Results
             "parameters": sum(p.numel() for p in parameters),
             "tuning": build.build_tuning(config).name,
             "trainable_parameters": sum(p.numel() for p in trained),
-            "trainable_bytes": sum(p.numel() * p.element_size() for p in trained),
+            "trainable_bytes": sum(p.numel() * p.element_size() for p in (parameters if merged else trained)),
         },
         strategy=list(config["strategy"]),
         primary_metric={"name": info.primary_metric, "higher_is_better": info.higher_is_better},

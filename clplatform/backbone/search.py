@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -38,6 +39,8 @@ class Search:
     def __post_init__(self) -> None:
         if self.beams < 1:
             raise ClplatformError(f"beams={self.beams}: give 1 or more")
+        if not math.isfinite(self.length_penalty):
+            raise ClplatformError(f"length_penalty={self.length_penalty:g}: give a number, such as 1")
         if self.temperature is None:
             if self.top_k is not None or self.top_p is not None:
                 raise ClplatformError("top_k and top_p are of tokens that are drawn: give a temperature too, such as 1")
@@ -46,7 +49,7 @@ class Search:
             raise ClplatformError(
                 f"beams={self.beams} and temperature={self.temperature:g}: a beam search draws nothing"
             )
-        if self.temperature <= 0:
+        if not 0 < self.temperature < math.inf:
             raise ClplatformError(
                 f"temperature={self.temperature:g}: give a number above 0, or none for the most likely"
             )

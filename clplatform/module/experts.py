@@ -61,7 +61,7 @@ class Experts(nn.Module):
             index_of_task = {e.task_label: e.index for e in learner.seen}
             table = torch.tensor([index_of_task.get(t, 0) for t in range(max(index_of_task) + 1)])
             return table.to(batch["task_labels"].device)[batch["task_labels"]]
-        similarity = F.normalize(bare(), dim=1) @ F.normalize(self.means, dim=1).T
+        similarity = F.normalize(bare().float(), dim=1) @ F.normalize(self.means.float(), dim=1).T
         return self.experience_of_mean[similarity.argmax(1)]
 
     @torch.no_grad()
@@ -71,15 +71,16 @@ class Experts(nn.Module):
         Args:
             bare: a batch's features [B, D] as no experience changes them.
         """
-        sums = torch.zeros(len(experience.classes), self.means.shape[1], device=learner.device)
+        sums = torch.zeros(len(experience.classes), self.means.shape[1], device=learner.device, dtype=torch.float32)
         counts = sums.new_zeros(len(experience.classes))
         classes = torch.tensor(experience.classes, device=learner.device)
         with eval_mode(learner):
             for batch in learner.batches(experience.train):
                 position = torch.searchsorted(classes, batch["labels"])
-                sums.index_add_(0, position, F.normalize(bare(batch), dim=1))
+                sums.index_add_(0, position, F.normalize(bare(batch).float(), dim=1))
                 counts += torch.bincount(position, minlength=len(classes))
-        self.means[self.experience_of_mean == experience.index] = sums / counts[:, None].clamp_min(1)
+        means = (sums / counts[:, None].clamp_min(1)).to(self.means.dtype)
+        self.means[self.experience_of_mean == experience.index] = means
 
     def without_decay(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """The optimizer's parameter groups, in which nothing of this decays: weight decay would wear away the rows of

@@ -43,10 +43,12 @@ def targets_of(backbone: nn.Module, roles: str = "qv") -> list[str]:
 
 
 def linear_layers(model: nn.Module) -> list[str]:
-    """Names of all linear layers (GPT-2's are transposed ones) but a language model's output layer."""
+    """Names of all linear layers (GPT-2's are transposed ones) but a language model's output layer, whose weight may be that of
+    the embeddings."""
     find: Any = getattr(model, "get_output_embeddings", lambda: None)
-    output = find()
-    return [n for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and m is not output]
+    output = [find(), getattr(model, "projection", None)]  # Hugging Face's, and that of a backbone of ours
+    linear = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)]
+    return [n for n, m in linear if not any(m is o for o in output)]
 
 
 def layers(backbone: nn.Module) -> list[LoraLayer]:

@@ -47,7 +47,17 @@ class AdapterCL(Strategy):
     needs = frozenset({"boundaries", "transformer"})
     # Earlier adapters are out of reach: rows of their classes, penalties and distillation would fail or do nothing.
     excludes = frozenset(
-        {"replay", "regularization", "distillation", "prototype", "projection", "isolation", "expansion", "prompt"}
+        {
+            "replay",
+            "regularization",
+            "distillation",
+            "prototype",
+            "projection",
+            "isolation",
+            "expansion",
+            "prompt",
+            "plugin",
+        }
     )
     first_experience_is_finetuning = False
     why_not = "every experience trains adapters and a classifier of its own"
@@ -84,6 +94,8 @@ class AdapterCL(Strategy):
             self.base if self.is_full(experience) else adapter.adapter_parameters(learner.backbone, experience.index)
         ):
             p.requires_grad_(True)
+        if not self.is_full(experience):  # else the features that tell experiences apart are yet to be learned
+            self.learn_means(learner, experience)
 
     def is_full(self, experience: ExperienceInfo) -> bool:
         """Does this experience train the whole backbone?"""
@@ -115,8 +127,12 @@ class AdapterCL(Strategy):
 
     # -- the end of an experience ---------------------------------------------------------------------------------
     def after_experience(self, learner: Learner, experience: Experience) -> None:
-        self.experts(learner).learn_means(learner, experience, lambda batch: self.bare(learner, batch, learner.run))
+        if self.is_full(experience):
+            self.learn_means(learner, experience)
         adapter.activate(learner.backbone, experience.index)  # what a training step costs is measured with it
+
+    def learn_means(self, learner: Learner, experience: Experience) -> None:
+        self.experts(learner).learn_means(learner, experience, lambda batch: self.bare(learner, batch, learner.run))
 
     def cost(self) -> dict[str, int | float]:
         return {"extra_parameters": self.extra}

@@ -45,7 +45,7 @@ class LoRAExperts(Strategy):
     problems = PROBLEMS - {"question_answering"}  # whose head is none of classes
     needs = frozenset({"boundaries"})
     # An earlier expert is out of reach: rows of its classes, penalties and distillation would fail or do nothing.
-    excludes = frozenset({"replay", "regularization", "distillation", "prototype"})
+    excludes = frozenset({"replay", "regularization", "distillation", "prototype", "plugin"})
     first_experience_is_finetuning = False
     why_not = "every experience trains an adapter and a classifier of its own"
 
@@ -91,6 +91,8 @@ class LoRAExperts(Strategy):
             else lora.adapter_parameters(learner.backbone, _name(experience.index))
         ):
             p.requires_grad_(True)
+        if not self.is_full(experience):  # else the features that tell experiences apart are yet to be learned
+            self.learn_means(learner, experience)
 
     def is_full(self, experience: ExperienceInfo) -> bool:
         """Does this experience train the whole backbone?"""
@@ -124,9 +126,13 @@ class LoRAExperts(Strategy):
 
     # -- the end of an experience ---------------------------------------------------------------------------------
     def after_experience(self, learner: Learner, experience: Experience) -> None:
+        if self.is_full(experience):
+            self.learn_means(learner, experience)
+        lora.activate(learner.backbone, [_name(experience.index)])  # what a training step costs is measured with it
+
+    def learn_means(self, learner: Learner, experience: Experience) -> None:
         if not learner.info.several_labels:
             self.experts(learner).learn_means(learner, experience, lambda batch: self.bare(learner, batch, learner.run))
-        lora.activate(learner.backbone, [_name(experience.index)])  # what a training step costs is measured with it
 
     def cost(self) -> dict[str, int | float]:
         return {"extra_parameters": self.extra}

@@ -60,7 +60,17 @@ class TuningExperts(Strategy):
     needs = frozenset({"boundaries", "tuning"})
     # An earlier expert is out of reach: rows of its classes, penalties and distillation would fail or do nothing.
     excludes = frozenset(
-        {"replay", "regularization", "distillation", "prototype", "projection", "isolation", "expansion", "prompt"}
+        {
+            "replay",
+            "regularization",
+            "distillation",
+            "prototype",
+            "projection",
+            "isolation",
+            "expansion",
+            "prompt",
+            "plugin",
+        }
     )
     first_experience_is_finetuning = False
     why_not = "every experience trains parameters and a classifier of its own"
@@ -111,6 +121,8 @@ class TuningExperts(Strategy):
     def before_experience(self, learner: Learner, experience: Experience) -> None:
         self.learning = experience.index
         self.put(self.values(learner).rows[0])
+        if not learner.info.several_labels:  # now, so that what is evaluated during training finds the expert
+            self.experts(learner).learn_means(learner, experience, lambda batch: self.bare(learner, batch, learner.run))
 
     def parameter_groups(self, learner: Learner, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return self.experts(learner).without_decay(groups)
@@ -157,8 +169,6 @@ class TuningExperts(Strategy):
     # -- the end of an experience ---------------------------------------------------------------------------------
     def after_experience(self, learner: Learner, experience: Experience) -> None:
         self.values(learner).rows[1 + experience.index] = self.flat()
-        if not learner.info.several_labels:
-            self.experts(learner).learn_means(learner, experience, lambda batch: self.bare(learner, batch, learner.run))
 
     def cost(self) -> dict[str, int | float]:
         return {"extra_parameters": self.extra}

@@ -100,6 +100,8 @@ def test_temperature_top_k_and_top_p_are_handed_on() -> None:
         ({"beams": 0}, "beams=0: give 1 or more"),
         ({"beams": 2, "temperature": 1.0}, "beams=2 and temperature=1: a beam search draws nothing"),
         ({"temperature": 0.0}, "temperature=0: give a number above 0, or none for the most likely"),
+        ({"temperature": float("nan")}, "temperature=nan: give a number above 0, or none for the most likely"),
+        ({"length_penalty": float("nan"), "beams": 2}, "length_penalty=nan: give a number, such as 1"),
         ({"temperature": 1.0, "top_k": 0}, "top_k=0: give 1 or more"),
         ({"temperature": 1.0, "top_p": 1.5}, "top_p=1.5: give a number above 0, up to 1"),
         ({"top_k": 3}, "top_k and top_p are of tokens that are drawn: give a temperature too, such as 1"),
@@ -135,7 +137,11 @@ def test_the_command_line_writes_as_it_is_told(tmp_path: Path, capsys: Capture) 
     ]
     for options, reason in (
         (["--seed", "1"], "predict --seed: it has no effect without --temperature"),
-        (["--length-penalty", "1"], "predict --length-penalty: it has no effect without --beams"),
+        (["--length-penalty", "1"], "predict --length-penalty: it has no effect without --beams of 2 or more"),
+        (
+            ["--length-penalty", "1", "--beams", "1"],
+            "predict --length-penalty: it has no effect without --beams of 2 or more",
+        ),
         (["--beams", "0"], "beams=0: give 1 or more"),
     ):
         done = call(capsys, *predict, *options)

@@ -166,7 +166,7 @@ def test_what_is_learned_later_does_not_change_how_an_earlier_expert_answers(tmp
         torch.testing.assert_close(later, answers[0], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("other", ["replay", "derpp", "ewc", "lwf", "joint", "cumulative"])
+@pytest.mark.parametrize("other", ["replay", "derpp", "ewc", "lwf", "joint", "cumulative", "avalanche"])
 def test_is_combined_with_nothing_that_needs_one_model(other: str) -> None:
     pair = f"(lora_experts cannot be combined with {other}|{other} cannot be combined with lora_experts) .*: [a-z]+"
     with pytest.raises(ValueError, match=pair):

@@ -8,15 +8,19 @@ from typing import Any
 
 import pytest
 import torch
-from command import refused
-from composed import trained
+from command import call, only_run, refused
+from composed import SMALL, VIT, configuration, trained
 from naive import Recorder
 from strategies import from_page
 from torch import nn
 from torch.nn import functional as F
 from tuned import encoder, shake
+from tuned import from_page as from_tuning_page
 from world import TinyStream, make_experiment
+from writers import SPEC, pairs
 
+from clplatform.build import make
+from clplatform.files import read_json
 from clplatform.module import lora, scales
 from clplatform.strategy.base import Chain
 from clplatform.strategy.merge import Merge
@@ -60,6 +64,32 @@ def test_the_model_does_what_it_did_and_begins_anew(name: str, kind: str) -> Non
     }
     bare.load_state_dict(own)  # a model without adapters is left
     torch.testing.assert_close(bare(batch), tuned(batch), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["transformer_decoder", "transformer_seq2seq"])
+@pytest.mark.parametrize("tuning", ["lora", "dora", "ia3"])
+@torch.no_grad()
+def test_a_writer_of_ours_says_what_it_said(tuning: str, name: str) -> None:
+    """Its output layer has the weight of its embeddings, which a merge must leave alone."""
+    node = {k: v for k, v in configuration(f"backbone={name}")["backbone"].items() if k != "lr"}
+    backbone = make(
+        {**node, "size": 16, "n_layers": 2, "n_heads": 2, "inner_size": 24, "dropout": 0.0}, input=SPEC
+    ).eval()
+    options = {} if tuning == "ia3" else {"targets": "all"}
+    from_tuning_page(tuning, **options).apply(backbone, SPEC)
+    batch, before = pairs(), [t.clone() for t in backbone.projection.parameters()]
+    shake(backbone, scale=0.1)
+    expected = backbone.projection(backbone(batch))
+    Merge().after_experience(Model(backbone), None)  # type: ignore[arg-type]
+    torch.testing.assert_close(backbone.projection(backbone(batch)), expected, rtol=1e-4, atol=1e-5)
+    assert all(torch.equal(a, b) for a, b in zip(before, backbone.projection.parameters(), strict=True))
+
+
+def test_what_has_to_be_kept_is_all_of_the_backbone(tmp_path: Path, capsys: Capture) -> None:
+    done = call(capsys, *SMALL, *VIT, "stream.n_experiences=2", "tuning=lora", "strategy=merge", "threads=1")
+    assert done.code == 0, done.err
+    backbone = read_json(only_run() / "results.json")["backbone"]
+    assert backbone["trainable_bytes"] == 4 * backbone["parameters"] > 4 * backbone["trainable_parameters"]
 
 
 def test_gpt_2_s_transposed_layers_are_merged_too() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from command import refused
-from composed import trained
+from composed import VIT, configuration, trained
 from naive import Recorder
 from strategies import from_page
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 from world import TinyStream, make_experiment
 
 from clplatform.data import concat
+from clplatform.run import execute
 from clplatform.saved import load
 from clplatform.strategy.base import Chain
 from clplatform.tuning.lora import LoRA
@@ -175,7 +177,33 @@ def test_it_needs_a_tuning_and_a_stream_that_tells_where_texts_belong(capsys: Ca
     )
 
 
-@pytest.mark.parametrize("other", ["replay", "ewc", "lwf", "joint", "gpm", "packnet", "o_lora", "lora_experts"])
+@pytest.mark.parametrize(
+    ("name", "extra"),
+    [
+        ("tuning_experts", ["tuning=lora", "tuning.targets=all"]),
+        ("lora_experts", ["strategy.lora_experts.first=adapter"]),
+        ("adapters", ["strategy.adapters.first=adapter"]),
+    ],
+)
+@pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
+def test_the_expert_that_is_being_trained_answers_for_its_experience(
+    name: str, precision: str, extra: list[str], tmp_path: Path
+) -> None:
+    """Also before the experience ends: what is evaluated during training is not the earlier experts' zero."""
+    settings = configuration(
+        "stream.n_experiences=2", f"strategy={name}", *extra, *VIT, "evaluate_every=15", "evaluate_samples=60",
+        "trainer.limit_train_batches=40", "optimizer.lr=0.01", f"trainer.precision={precision}",
+    )  # fmt: skip
+    execute(settings, tmp_path / "run", quiet=True)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "continual_evaluation.jsonl").read_text().splitlines()]
+    own = [row["scores"][1] for row in rows if row["experience"] == 1 and not row["end"]]
+    assert own
+    assert max(own) > 0.1
+
+
+@pytest.mark.parametrize(
+    "other", ["replay", "ewc", "lwf", "joint", "gpm", "packnet", "o_lora", "lora_experts", "avalanche"]
+)
 def test_is_combined_with_nothing_that_needs_one_model(other: str) -> None:
     pair = f"(tuning_experts cannot be combined with {other}|{other} cannot be combined with tuning_experts) .*: [a-z]+"
     with pytest.raises(ValueError, match=pair):

@@ -84,14 +84,16 @@ def test_the_seed_of_the_stream_decides_who_gets_what() -> None:
 def test_a_sample_keeps_the_transform_of_its_domain() -> None:
     settings = ("stream=permuted_digits", "stream.n_experiences=3")
     clear, blurred = stream(*settings), stream(*settings, "stream.blurry=0.5")
-    own = [rows(e.train) for e in clear]
-    for e in blurred:
-        shown, matched = rows(e.train), 0
-        for batch in own:
-            place = {int(i): n for n, i in enumerate(batch["index"])}
-            for i, x in zip(shown["index"].tolist(), shown["pixel_values"], strict=True):
-                matched += torch.equal(batch["pixel_values"][place[i]], x)
-        assert matched >= len(e.train)
+    shown = [rows(e.train) for e in clear]  # a sample has the same number in every domain, and other pixels
+    place = {int(i): n for n, i in enumerate(shown[0]["index"])}
+    assert all(torch.equal(batch["index"], shown[0]["index"]) for batch in shown)
+    for own, e in enumerate(blurred):
+        mixed = rows(e.train)
+        at = [place[int(i)] for i in mixed["index"]]
+        found = [sum(map(torch.equal, batch["pixel_values"][at], mixed["pixel_values"])) for batch in shown]
+        n = sum(int(c) - round(0.5 * int(c)) for c in shown[own]["labels"].bincount())
+        assert found[own] == n
+        assert sum(found) == len(e.train)
 
 
 def test_what_is_left_over_is_not_always_the_first_ones() -> None:
@@ -119,6 +121,17 @@ def test_a_run_fills_every_row_of_the_matrix(tmp_path: Path) -> None:
     assert len(run.results.matrix) == N + 1
     assert all(v is not None for row in run.results.matrix for v in row)  # all classes are there from the start
     assert any("no boundaries: 10% of each class's" in note for note in run.stream.notes)
+
+
+def test_what_is_evaluated_is_what_a_stray_sample_cannot_hide(tmp_path: Path) -> None:
+    """With a few strays an experience shows classes that are not its own, and is evaluated on its own alone."""
+    run = trained(tmp_path, "stream.blurry=0.02", "strategy=finetuning", "backbone=mlp")
+    shown = [set(e.classes) for e in run.stream]
+    own = [set(e.test.labels.tolist()) for e in run.stream]
+    assert any(a > b for a, b in zip(shown, own, strict=True))
+    for i, row in enumerate(run.results.matrix[1:]):
+        seen = set().union(*shown[: i + 1])
+        assert [v is not None for v in row] == [tested <= seen for tested in own]
 
 
 def test_null_is_a_run_of_before() -> None:

@@ -165,7 +165,9 @@ def test_a_language_model_with_a_prefix_is_trained_saved_and_loaded(tmp_path: Pa
     )  # fmt: skip
     perplexity = made.results.scores["perplexity"]
     assert perplexity[-1][-1] < perplexity[0][-1]
-    assert load(tmp_path).predict(["def f("]) == load(tmp_path).predict(["def f("])
+    batch = made.stream[0].test.fetch(torch.arange(3))
+    with torch.inference_mode():
+        assert torch.equal(load(tmp_path).learner(batch).logits, made.learner(batch).logits)
 
 
 @pytest.mark.parametrize("name", ["prefix", "prompt", "p_tuning"])
