@@ -268,6 +268,7 @@ def new_results(config: dict[str, Any], stream: Stream, learner: Any) -> Results
         stream={
             "name": info.name,
             "scenario": info.scenario,
+            "blurry": config["stream"].get("blurry"),
             "problem": info.problem,
             "n_experiences": info.n_experiences,
             "classes_per_experience": list(info.classes_per_experience),

@@ -25,7 +25,7 @@ BUDGET = re.compile(
 )
 # Settings that are the same as none when they are off: runs of before there were such settings do not have them.
 OPTIONAL = re.compile(
-    r"^(bucket_by_length|prompting|tokenizer|stream\.(augment|metric_key)|strategy\.(adapters|inf_lora|lora_experts|o_lora)\.lr)$"
+    r"^(bucket_by_length|prompting|tokenizer|stream\.(augment|blurry|metric_key)|strategy\.(adapters|inf_lora|lora_experts|o_lora)\.lr)$"
 )
 PATH = re.compile(r"^[^\[\]{}]*/[^\[\]{}]*$")
 NUMBER = re.compile(r"^-?\d+(\.\d*)?(e[-+]?\d+)?$")
@@ -70,7 +70,9 @@ def setting_title(run: Run) -> str:
     stream, backbone = run.part("stream"), run.part("backbone")
     scenario = str(stream.get("scenario", "unknown scenario")).replace("_", "-")
     pretrained = ", pretrained" if backbone.get("pretrained") else ""
-    name = f"{stream.get('name', 'unknown stream')}, {scenario}, {run.n_experiences} experiences"
+    name = (
+        f"{stream.get('name', 'unknown stream')}, {scenario}{run.without_boundaries}, {run.n_experiences} experiences"
+    )
     title = f"{name}, {backbone.get('name', 'unknown backbone')}{pretrained}" + (
         "" if run.metric_name == "accuracy" else f", {run.metric_name}"
     )

@@ -64,6 +64,12 @@ class Run:
         return names + [f"experience {i + 1}" for i in range(len(names), self.n_experiences)]
 
     @property
+    def without_boundaries(self) -> str:
+        """` without boundaries (10 % blurry)`; empty for a stream that says where tasks end."""
+        share = number(self.part("stream").get("blurry"))
+        return "" if share is None else f" without boundaries ({share:.0%} blurry)".replace("%", " %")
+
+    @property
     def strategy(self) -> str:
         return " + ".join(map(str, self.rows("strategy"))) or "unknown strategy"
 

@@ -40,7 +40,8 @@ def document(run: Run) -> Document:
     stream = run.part("stream")
     return Document(
         title=f"{run.strategy} on {stream.get('name', 'an unknown stream')}",
-        subtitle=f"{words(str(stream.get('scenario', 'unknown scenario'))).replace(' ', '-')} continual learning, "
+        subtitle=f"{words(str(stream.get('scenario', 'unknown scenario'))).replace(' ', '-')} continual learning"
+        f"{run.without_boundaries}, "
         f"{run.n_experiences} experiences, seed {run.results.get('seed', NONE)}",
         status=run.status,
         banner=banner(run),
@@ -75,7 +76,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
     started = str(run.environment.get("time", "time unknown"))[:16].replace("T", " ")
     return [
         ("Stream", str(stream.get("name", NONE))),
-        ("Scenario", words(str(stream.get("scenario", NONE)))),
+        ("Scenario", words(str(stream.get("scenario", NONE))) + run.without_boundaries),
         ("Experiences", f"{run.n_experiences}" + (f" ({classes} classes)" if classes else "")),
         ("Strategy", run.strategy),
         ("Backbone", f"{backbone.get('name', NONE)}{_origin(backbone)}"),

@@ -148,6 +148,25 @@ def test_parameters_trained_stand_beside_the_metrics_where_they_differ(sweep: Pa
     assert "| 1,234 |" in averages and "| 104,512 |" in averages
 
 
+def test_blurry_streams_are_streams_of_their_own(make_run: MakeRun, tmp_path: Path) -> None:
+    def share(value: float | None) -> Callable[[dict[str, Any]], None]:
+        return lambda results: results["stream"].update(blurry=value)
+
+    make_run("before")
+    for name, value in (("clear", None), ("hidden", 0.0), ("blurry", 0.1)):
+        make_run(name, change=share(value), settings={"stream.blurry": value})
+    found = settings([load_run(tmp_path / name) for name in ("before", "clear", "hidden", "blurry")])
+    titles = [setting.title for setting in found]
+    assert titles == [
+        "split_digits, class-incremental, 5 experiences, vit_tiny",
+        "split_digits, class-incremental without boundaries (0 % blurry), 5 experiences, vit_tiny",
+        "split_digits, class-incremental without boundaries (10 % blurry), 5 experiences, vit_tiny",
+    ]
+    assert [len(setting.groups) for setting in found] == [1, 1, 1]
+    page = report([tmp_path / "blurry"]).read_text()
+    assert "class-incremental continual learning without boundaries (10 % blurry), 5 experiences" in page
+
+
 def test_settings_that_differ_between_strategies_are_said(make_run: MakeRun, tmp_path: Path):
     make_run("a", strategy="replay", settings={"optimizer.lr": 0.1})
     make_run("b", strategy="ewc")
