@@ -117,6 +117,11 @@ def read_domain(
         if not parts["validation"]:
             parts["train"], parts["validation"] = hold_out(name, parts["train"], validation_fraction)
         return Domain(name, **parts, notes=notes)
+    if said := [s for s, of in files.items() if of]:
+        notes.append(
+            f"{name} has files for {' and '.join(said)} by their names, but not for both train and test: all of its files are "
+            "taken together, and split by shares"
+        )
     documents = _first(_documents(texts, notes), limit, name, notes)
     return split(name, documents, validation_fraction, test_fraction, notes)
 

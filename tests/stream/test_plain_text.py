@@ -146,7 +146,12 @@ def test_files_that_say_no_split_are_noted_and_one_that_says_two_is_refused(tmp_
     assert refusal(read, tmp_path).startswith(f"{two}: its name says both test and train")
     two.unlink()
     (tmp_path / "test.txt").unlink()
-    assert not read(tmp_path).notes  # there are no files for the splits: all of them are read
+    assert read(tmp_path).notes == [
+        "d has files for train by their names, but not for both train and test: all of its files are taken together, and split "
+        "by shares"
+    ]
+    (tmp_path / "train.txt").unlink()
+    assert not read(tmp_path).notes  # no name says anything
 
 
 def test_files_that_are_no_text_by_their_names_are_noted(tmp_path: Path) -> None:
