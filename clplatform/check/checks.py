@@ -28,9 +28,9 @@ from clplatform.check.persistence import predicts_when_loaded, reproducible, res
 from clplatform.check.subject import Subject
 
 CHECKS: list[Callable[[Subject], None]] = [
-    declares, first_experience, acts, learns, learns_text, learns_without_boundaries, classes_come_back, finite, teachers, composes, reproducible,
-    state, resumes, predicts_when_loaded, evaluates_what_is_there, reads_only_what_it_may, task_ids_stay_hidden, leaves_the_model_as_it_was,
-    batch_size_of_passes, cost, memory, memory_of_text, memory_is_uniform,
+    declares, first_experience, acts, learns, learns_text, learns_without_boundaries, classes_come_back, finite, teachers,
+    composes, reproducible, state, resumes, predicts_when_loaded, evaluates_what_is_there, reads_only_what_it_may,
+    task_ids_stay_hidden, leaves_the_model_as_it_was, batch_size_of_passes, cost, memory, memory_of_text, memory_is_uniform,
 ]  # fmt: skip
 
 

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from clplatform.module import adapter
 from clplatform.module.experts import Experts
 from clplatform.module.rates import all_at_rate
-from clplatform.strategy.base import Run, Strategy
+from clplatform.strategy.base import FAMILIES, Run, Strategy
 from clplatform.types import Batch, Experience, ExperienceInfo, Output
 
 if TYPE_CHECKING:
@@ -46,19 +46,7 @@ class AdapterCL(Strategy):
     family = "expansion"
     needs = frozenset({"boundaries", "transformer"})
     # Earlier adapters are out of reach: rows of their classes, penalties and distillation would fail or do nothing.
-    excludes = frozenset(
-        {
-            "replay",
-            "regularization",
-            "distillation",
-            "prototype",
-            "projection",
-            "isolation",
-            "expansion",
-            "prompt",
-            "plugin",
-        }
-    )
+    excludes = FAMILIES - {"baseline"}
     first_experience_is_finetuning = False
     why_not = "every experience trains adapters and a classifier of its own"
 

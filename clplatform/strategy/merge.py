@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from clplatform.module import lora, scales
-from clplatform.strategy.base import Strategy
+from clplatform.strategy.base import FAMILIES, Strategy
 from clplatform.types import PROBLEMS, Experience
 
 if TYPE_CHECKING:
@@ -32,19 +32,7 @@ class Merge(Strategy):
     family = "baseline"
     problems = PROBLEMS
     needs = frozenset({"mergeable"})
-    excludes = frozenset(
-        {
-            "regularization",
-            "projection",
-            "expansion",
-            "isolation",
-            "prompt",
-            "prototype",
-            "plugin",
-            "cls_er",
-            "ema_teacher",
-        }
-    )
+    excludes = FAMILIES - {"baseline", "replay", "distillation"} | {"cls_er", "ema_teacher"}
     first_experience_is_finetuning = False
     why_not = "the adapters begin anew after each experience, and what was remembered of them belongs to them no more"
 

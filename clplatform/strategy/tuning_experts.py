@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from clplatform.data import join
 from clplatform.module.experts import Experts
-from clplatform.strategy.base import Run, Strategy
+from clplatform.strategy.base import FAMILIES, Run, Strategy
 from clplatform.types import PROBLEMS, Batch, ClplatformError, Experience, ExperienceInfo, Output, StreamInfo
 
 if TYPE_CHECKING:
@@ -59,19 +59,7 @@ class TuningExperts(Strategy):
     problems = PROBLEMS - {"question_answering"}  # whose head is none of classes
     needs = frozenset({"boundaries", "tuning"})
     # An earlier expert is out of reach: rows of its classes, penalties and distillation would fail or do nothing.
-    excludes = frozenset(
-        {
-            "replay",
-            "regularization",
-            "distillation",
-            "prototype",
-            "projection",
-            "isolation",
-            "expansion",
-            "prompt",
-            "plugin",
-        }
-    )
+    excludes = FAMILIES - {"baseline"}
     first_experience_is_finetuning = False
     why_not = "every experience trains parameters and a classifier of its own"
 
