@@ -19,6 +19,8 @@ from clplatform.learner import Learner
 from clplatform.results import Results
 from clplatform.strategy.base import Chain, Strategy
 from clplatform.stream.base import InMemoryStream, make_experiences
+from clplatform.tuning.base import TUNED
+from clplatform.tuning.lora import LoRA
 from clplatform.types import IGNORED, InputSpec, StreamInfo
 
 PAD, BOS, EOS, MASK = 0, 1, 2, 3
@@ -122,6 +124,8 @@ def make_language_experiment(
     stream = options.pop("stream", None) or tiny_stream(problem, task_ids=task_ids)
     backbone = options.pop("backbone", None) or tiny_backbone(problem, dropout)
     torch.manual_seed(0)
+    if any(s.needs & TUNED for s in strategies.values()):
+        LoRA(rank=2, alpha=4.0, dropout=0.0, targets="all").apply(backbone, stream.info.input)
     learner = Learner(
         backbone=backbone, make_head=VocabularyHead, chain=Chain(strategies), info=stream.info,
         optimizer=partial(torch.optim.Adam, lr=lr), **options,

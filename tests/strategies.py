@@ -11,6 +11,7 @@ from clplatform.build import make
 from clplatform.check.small import SMALL
 from clplatform.config import conf_dir
 from clplatform.strategy.base import Strategy
+from clplatform.tuning.base import TUNED
 
 
 def from_page(name: str, **changes: Any) -> Strategy:
@@ -27,6 +28,10 @@ def scenario_of(*names: str) -> str:
 
 def is_for_transformers(*names: str) -> bool:
     return any("transformer" in from_page(name).needs for name in names)
+
+
+def needs_tuning(*names: str) -> bool:
+    return any(from_page(name).needs & TUNED for name in names)
 
 
 def _maker(name: str) -> Callable[[], dict[str, Strategy]]:

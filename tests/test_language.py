@@ -19,7 +19,7 @@ from clplatform.learner import Learner
 from clplatform.regularization.fisher import fisher_diagonal
 from clplatform.types import IGNORED, ClplatformError
 from tests.language_world import VOCABULARY, make_language_experiment, tiny_backbone, tiny_stream
-from tests.strategies import NAMES, from_page
+from tests.strategies import NAMES, from_page, needs_tuning
 from tests.world import same, weights
 
 LANGUAGE = ("causal_lm", "masked_lm", "seq2seq")
@@ -32,7 +32,7 @@ def made(name: str) -> dict[str, Any]:
 
 
 def ids_needed(name: str) -> bool:
-    return "task_ids" in from_page(name, **CHANGES.get(name, {})).needs or name == "lora_experts"
+    return "task_ids" in from_page(name, **CHANGES.get(name, {})).needs or name in ("lora_experts", "tuning_experts")
 
 
 # -- the loop -----------------------------------------------------------------------------------------------------------
@@ -109,7 +109,11 @@ def learned_plainly(tmp_path_factory: pytest.TempPathFactory) -> Callable[[bool]
     return learned
 
 
-@pytest.mark.parametrize("name", [n for n in GENERAL if n not in ("finetuning", "joint", "cumulative", "independent")])
+# Beside fine-tuning of all weights: see the tests of those that need a tuning.
+@pytest.mark.parametrize(
+    "name",
+    [n for n in GENERAL if n not in ("finetuning", "joint", "cumulative", "independent") and not needs_tuning(n)],
+)
 def test_a_general_strategy_changes_what_is_learned(
     name: str, learned_plainly: Callable[[bool], Any], tmp_path: Path
 ) -> None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from composed import BERT, TOPICS, VIT, text_stream, trained
 from encoders import config, image_encoder
-from strategies import NAMES, from_page, is_for_transformers, scenario_of
+from strategies import NAMES, from_page, is_for_transformers, needs_tuning, scenario_of
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -106,7 +106,8 @@ def test_whatever_it_was_trained_with(name: str, tmp_path: Path) -> None:
         ).model.save_pretrained(tmp_path / "weights")
         backbone = [f"backbone.pretrained={tmp_path / 'weights'}", "backbone.config=null"]
     tasks = [f"stream.scenario={scenario_of(name)}"]
-    run = trained(tmp_path, *backbone, f"strategy={name}", "stream.n_experiences=2", *tasks)
+    tuning = ["tuning=lora"] if needs_tuning(name) else []
+    run = trained(tmp_path, *backbone, f"strategy={name}", "stream.n_experiences=2", *tasks, *tuning)
     predictor = load(tmp_path)
     for experience in run.stream:
         inputs, batch = inputs_of(experience, "image")

@@ -12,7 +12,7 @@ from composed import configuration
 from composed import experiment as composed_experiment
 from span_world import config, contexts, experiment, run, squad
 from strategies import NAMES as STRATEGIES
-from strategies import from_page
+from strategies import from_page, needs_tuning
 from torch.nn import functional as F
 
 from clplatform import build
@@ -35,8 +35,9 @@ TASKS = "stream.scenario=task_incremental"
 
 
 def chosen(name: str) -> list[str]:
-    ids = "task_ids" in from_page(name).needs or name == "lora_experts"
-    return [f"strategy={name}", *CHANGES.get(name, []), *([TASKS] if ids else [])]
+    ids = "task_ids" in from_page(name).needs or name in ("lora_experts", "tuning_experts")
+    tuning = ["tuning=lora"] if needs_tuning(name) else []
+    return [f"strategy={name}", *CHANGES.get(name, []), *([TASKS] if ids else []), *tuning]
 
 
 LEARN = ["trainer.max_epochs=30", "trainer.limit_train_batches=1.0", "batch_size=8"]
