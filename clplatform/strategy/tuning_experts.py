@@ -1,9 +1,9 @@
 """One set of tuned parameters per experience, chosen by task id or by the nearest class mean (S-Prompts' idea, Wang et al. 2022).
 
-A tuning, whichever (`tuning=lora`, `dora`, `ia3`, `adapter`, `prefix`, `prompt`, `p_tuning`, `bitfit`), trains φ on a frozen backbone. Experience t starts from φ_0, as the tuning begins, and leaves φ_t and a classifier of
-its own; nothing that an earlier experience learned is touched again. At inference a sample goes through φ_t(x), of its task id,
-or, where task ids are hidden, of the class mean that is nearest (cosine) to its features under φ_0, which are the same before
-and after every experience:
+A tuning, whichever (`tuning=lora`, `dora`, `ia3`, `adapter`, `prefix`, `prompt`, `p_tuning`, `bitfit`), trains φ on a frozen
+backbone. Experience t starts from φ_0, as the tuning begins, and leaves φ_t and a classifier of its own; nothing that an earlier
+experience learned is touched again. At inference a sample goes through φ_t(x), of its task id, or, where task ids are hidden, of
+the class mean that is nearest (cosine) to its features under φ_0, which are the same before and after every experience:
 
     t(x) = experience of argmax_k cos(h(x; φ_0), μ_k)
 
