@@ -81,8 +81,7 @@ def deal(groups: Tensor, share: float, own: int, n: int, generator: torch.Genera
     for group in groups.unique():
         rows = (groups == group).nonzero()[:, 0]
         rows = rows[torch.randperm(len(rows), generator=generator)][: round(share * len(rows))]
-        first = int(
-            torch.randint(len(others), (1,), generator=generator)
-        )  # else what is left over goes to the first ones
+        # From anywhere on, else what is left over goes to the first ones.
+        first = int(torch.randint(len(others), (1,), generator=generator))
         to[rows] = others[(first + torch.arange(len(rows))) % len(others)]
     return [(to == i).nonzero()[:, 0] for i in range(n)]
