@@ -21,6 +21,7 @@ from clplatform.machine import check_device
 from clplatform.signature import OURS, find
 from clplatform.strategy.base import Chain, Strategy
 from clplatform.stream.blurry import blurry
+from clplatform.stream.extend import extend, remembered
 from clplatform.tuning.base import TUNED, Tuning
 from clplatform.tuning.full import Full
 from clplatform.types import ClplatformError, Stream, StreamInfo
@@ -93,14 +94,20 @@ def _own_tokenizer(source: str, config: dict[str, Any]) -> Any:
 
 
 def build_stream(config: dict[str, Any], tokenizer: Any = None) -> Stream:
-    """The stream; a text stream is tokenized for the backbone."""
-    node = without_extra(config, "stream")
-    given = {"tokenizer": tokenizer} if takes_tokenizer(node) else {}
-    stream = make(node, **given)
-    if note := getattr(tokenizer, "origin", None):
-        stream.notes.append(note)
-    share = config["stream"].get("blurry")
-    return stream if share is None else blurry(stream, share, node.get("seed"))
+    """The stream; a text stream is tokenized for the backbone. What a run was updated with comes after its own experiences."""
+    if (folder := config.get("remembered")) is not None:
+        stream = remembered(Path(folder), pretrained=config["backbone"].get("pretrained") is not None)
+    else:
+        node = without_extra(config, "stream")
+        stream = make(node, **({"tokenizer": tokenizer} if takes_tokenizer(node) else {}))
+        if note := getattr(tokenizer, "origin", None):
+            stream.notes.append(note)
+        if (share := config["stream"].get("blurry")) is not None:
+            stream = blurry(stream, share, node.get("seed"))
+    for update in config.get("updates", []):
+        given = {"tokenizer": stream.tokenizer} if takes_tokenizer(update) else {}
+        stream = extend(stream, make(update, **given))
+    return stream
 
 
 def without_extra(config: dict[str, Any], group: str) -> dict[str, Any]:
@@ -158,6 +165,11 @@ def check_needs(chain: Chain, info: StreamInfo, config: dict[str, Any]) -> None:
             f"{stream} hides them at inference; choose stream.scenario=task_incremental",
         ),
         "boundaries": (info.boundaries, "task boundaries", f"{stream} has none; leave stream.blurry=null"),
+        "past_data": (
+            config.get("remembered") is None,
+            "the data of all earlier experiences",
+            "the run was updated without them",
+        ),
         "pretrained": (
             bool(config["backbone"].get("pretrained")),
             "a pretrained backbone",
@@ -257,7 +269,9 @@ def check_validation(config: dict[str, Any], stream: Stream) -> None:
     patience = config["early_stopping"]
     if patience is None:
         return
-    lacking = [e.name for e in stream if e.validation is None]
+    lacking = [
+        e.name for e in stream if e.validation is None and len(e.train)
+    ]  # of a model's past there may be no data
     if lacking:
         raise ClplatformError(
             f"early_stopping={patience} needs a validation split, which the experience {lacking[0]!r} lacks; "

@@ -14,6 +14,7 @@ HELP = """clplatform: continual learning on Transformers, from a configuration t
   clplatform -m [settings]           a sweep: several values with commas, e.g. strategy=ewc,replay seed=0,1,2
                                      sweep=local_parallel, slurm, ray: jobs side by side; sweep=optuna: a search
   clplatform resume RUN              go on where a run stopped, to the same numbers
+  clplatform update RUN DATA         teach a trained model new data as its next experience (a new run; RUN stays)
   clplatform report PATH...          (re)write the report of a run; compare several runs or a sweep
                                      --watch: the matrix, losses and time left of what runs in another process
   clplatform dashboard PROJECT       a workspace and a report in Weights & Biases, for the runs of a project
@@ -38,7 +39,7 @@ Examples
   clplatform -m strategy=finetuning,ewc,replay seed=0,1,2,3,4
 """
 
-COMMANDS = ("resume", "report", "dashboard", "diagnose", "predict", "check", "list")
+COMMANDS = ("resume", "update", "report", "dashboard", "diagnose", "predict", "check", "list")
 
 
 def main(arguments: list[str] | None = None) -> int:

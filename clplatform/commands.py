@@ -38,6 +38,41 @@ def resume(arguments: list[str]) -> int:
     return 0
 
 
+def update(arguments: list[str]) -> int:
+    """`clplatform update RUN DATA`"""
+    parser = Parser(
+        prog="clplatform update",
+        description="Teach the model of a run new data as its next experience, with the strategy that it has: what that keeps "
+        "(a memory, importances, experts) is there. Makes a new run; RUN stays as it is. Classes that the model knows by name "
+        "are the same, others are new ones. Settings: trainer.max_epochs=3, optimizer.lr=1e-4, …, and stream.… for how DATA "
+        "is read, such as stream.label_column=intent.",
+    )
+    parser.add_argument("run", type=Path, help="a completed run directory")
+    parser.add_argument(
+        "data",
+        type=Path,
+        help="what fits the model: labelled texts (CSV, TSV, JSONL, Parquet), a folder with a folder of images for each class, "
+        "tagged words, questions, pairs of texts, plain text",
+    )
+    parser.add_argument("settings", nargs="*", metavar="setting=value", help="how to train, and how to read DATA")
+    parser.add_argument("--test", type=Path, help="the same to test on (default: a fifth of DATA is held out)")
+    parser.add_argument("-o", "--output", type=Path, help="the new run directory (default: outputs/<name>/<time>)")
+    parser.add_argument(
+        "--without-earlier-data",
+        action="store_true",
+        help="the data that RUN was trained on are not there any more: the model is not evaluated on them again",
+    )
+    options = parser.parse_intermixed_args(arguments)
+    from clplatform.updating import update as teach
+
+    folder = teach(
+        options.run, options.data, test=options.test, output=options.output, settings=options.settings,
+        earlier_data=not options.without_earlier_data,
+    )  # fmt: skip
+    print(f"The updated model: {folder}")
+    return 0
+
+
 def report(arguments: list[str]) -> int:
     """`clplatform report PATH...`"""
     parser = Parser(prog="clplatform report", description="Report over one run, several, or a sweep.")

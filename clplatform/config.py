@@ -60,11 +60,13 @@ ROOT: dict[str, Any] = {
     "prompting": dict[str, Any] | None,
     "checkpoint": dict[str, Any],
     "budget": dict[str, Any],
+    "updates": list[dict[str, Any]],
+    "remembered": str | None,
 }
 # What a configuration of before there was the setting does not say.
 LATER = {
     "references": False, "bucket_by_length": False, "evaluate_every": None, "evaluate_samples": None,
-    "keep_models": False, "budget": {}, "prompting": None, "tokenizer": None,
+    "keep_models": False, "budget": {}, "prompting": None, "tokenizer": None, "updates": [], "remembered": None,
 }  # fmt: skip
 # All are null in a run whose experiences take epochs and whose strategies may keep what they want (`clplatform.budget`).
 BUDGET: dict[str, Any] = {
@@ -99,7 +101,7 @@ def conf_dir() -> Path:
 
 
 # Settings that came later, and that change nothing where they are null: as a configuration of before.
-ADDED_TO_STREAMS = {"augment", "blurry", "metric_key"}
+ADDED_TO_STREAMS = {"augment", "blurry", "metric_key", "test_fraction"}
 ADDED = {name: {"lr"} for name in ("adapters", "inf_lora", "lora_experts", "o_lora")}  # strategy → settings
 
 
@@ -118,7 +120,7 @@ def identity(config: dict[str, Any]) -> str:
         values.pop("bucket_by_length", None)
     if not values.get("evaluate_every"):  # numbers are the same with it: but who asks for it wants a run that has it
         values = {k: v for k, v in values.items() if k not in ("evaluate_every", "evaluate_samples")}
-    for name in ("keep_models", "prompting", "tokenizer"):
+    for name in ("keep_models", "prompting", "tokenizer", "updates", "remembered"):
         if not values.get(name):
             values.pop(name, None)
     budget = {k: v for k, v in (values.pop("budget", None) or {}).items() if v is not None}
@@ -204,6 +206,8 @@ def check(config: dict[str, Any]) -> None:
                 node = None
             raise ClplatformError(f"{group}={typed(node)}: choose one of those that `clplatform list` shows")
         check_node(group, node, given=GIVEN.get(group, set()), extra=EXTRA.get(group, set()))
+    for node in config.get("updates", []):
+        check_node("stream", node, given=GIVEN["stream"])
     check_values("stream.", {**dict.fromkeys(STREAM), **config["stream"]}, STREAM)
     for name, node in config["strategy"].items():
         check_node(f"strategy.{name}", node)

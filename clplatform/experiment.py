@@ -15,7 +15,7 @@ import torch
 from clplatform import checkpoint
 from clplatform.budget import counted, spent
 from clplatform.data import derive_seed
-from clplatform.evaluate import confusion, evaluate_row, only, samples
+from clplatform.evaluate import confusion, evaluate_row, has_meaning, only, samples, score
 from clplatform.fitting import Fitter
 from clplatform.learner import Learner
 from clplatform.metric.memory import forget_peak, peak_memory
@@ -76,6 +76,8 @@ class Experiment:
         first = self._restore() if resume else 0
         if first == 0:
             self._before_any_training()
+        else:
+            self._evaluate_added()
         for experience in list(self.stream)[first:]:
             self._learn(experience, resume=resume and experience.index == first)
         self._finish()
@@ -170,6 +172,21 @@ class Experiment:
         self.results.samples.append(samples(self.learner, self.stream, size))
         self.learner.flops.drop()
 
+    def _evaluate_added(self) -> None:
+        """What the last row of a matrix lacks because the experience has come since (`clplatform update`): how good the model
+        is there before it learns it."""
+        size, primary = self.fitter.eval_batch_size, self.results.primary_metric["name"]
+        for split, matrix in (("test", self.results.matrix), ("validation", self.results.validation_matrix)):
+            for experience in list(self.stream)[len(matrix) - 1 :]:
+                data = getattr(experience, split)
+                if matrix[-1][experience.index] is not None or not data or not has_meaning(self.learner, experience):
+                    continue
+                found = score(self.learner, self.stream, experience, data, size)
+                matrix[-1][experience.index] = found[primary]
+                for name, rows in self.results.scores.items() if split == "test" else ():
+                    rows[-1][experience.index] = found.get(name)
+        self.learner.flops.drop()
+
     def _record(self, experience: Experience, times: dict[str, float]) -> None:
         """Results first, then the checkpoint: a crash between them costs a repetition, never a row."""
         self.results.timing.append(times)
@@ -211,7 +228,14 @@ class Experiment:
         checkpoint.save(self.checkpoints / name, state)
 
     def _load(self, state: dict[str, Any]) -> None:
-        self.learner.load_state_dict(state["weights"])
+        try:
+            self.learner.load_state_dict(state["weights"])
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:300]
+            raise ClplatformError(
+                f"strategy={'+'.join(self.learner.chain.strategies)}: the model's structure is not that of its checkpoint, as "
+                f"where it was made for another number of classes or experiences ({reason})"
+            ) from None
         self.learner.chain.load_state_dict(state["strategy"])
         self.learner.set_counts(state["counts"])
         self.learner.seconds = state.get("seconds", 0.0)

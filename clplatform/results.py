@@ -52,6 +52,17 @@ class Results:
     )  # of `prompting`: accuracies, as `matrix` has rows
     schema_version: int = SCHEMA_VERSION
 
+    def widen(self, stream: dict[str, Any]) -> None:
+        """Make room for experiences that have come after those of the record, of which nothing is measured yet.
+
+        Args:
+            stream: what the record says of the longer stream.
+        """
+        more = [None] * (stream["n_experiences"] - self.stream["n_experiences"])
+        for matrix in (self.matrix, self.validation_matrix, *self.scores.values()):
+            matrix[:] = [[*row, *more] for row in matrix]
+        self.stream = stream
+
     @property
     def metrics(self) -> dict[str, float | None]:
         known = {name: self.references.get(name) for name in ("joint", "independent", "untrained")}

@@ -176,6 +176,9 @@ def assemble(
     build.check_validation(config, stream)
     learner = build.build_learner(config, stream.info, chain, augment=stream.augment if stream.augments else None)
     threads = set_threads(config["threads"], learner.backbone, config["batch_size"], learner.backbone.n_tokens)
+    if results is not None and results.stream["n_experiences"] < len(stream):  # an update
+        results.widen(stream_record(config, stream))
+        results.notes += [note for note in stream.notes if note not in results.notes]
     if results is None:
         results = new_results(config, stream, learner)
         results.budget |= {"capacity": capacity} if capacity else {}
@@ -254,29 +257,13 @@ def new_results(config: dict[str, Any], stream: Stream, learner: Any) -> Results
     from clplatform import build
     from clplatform.tracking.environment import code_state
 
-    info = stream.info
     parameters = list(learner.backbone.parameters())
     trained = [p for p in parameters if p.requires_grad]
     merged = "mergeable" in learner.chain.needs  # what becomes a part of the weights cannot be kept without them
-    sizes = {
-        split: [len(data) if (data := getattr(e, split)) is not None else 0 for e in stream]
-        for split in ("train", "validation", "test")
-    }
     return Results(
         run_id=uuid.uuid4().hex[:12],
         seed=config["seed"],
-        stream={
-            "name": info.name,
-            "scenario": info.scenario,
-            "blurry": config["stream"].get("blurry"),
-            "problem": info.problem,
-            "n_experiences": info.n_experiences,
-            "classes_per_experience": list(info.classes_per_experience),
-            "class_names": list(info.class_names),
-            "experience_names": [e.name for e in stream],
-            "seed": info.seed,
-            "samples": sizes,
-        },
+        stream=stream_record(config, stream),
         backbone={
             "name": config["backbone"]["name"],
             "pretrained": config["backbone"].get("pretrained"),
@@ -287,8 +274,28 @@ def new_results(config: dict[str, Any], stream: Stream, learner: Any) -> Results
             "trainable_bytes": sum(p.numel() * p.element_size() for p in (parameters if merged else trained)),
         },
         strategy=list(config["strategy"]),
-        primary_metric={"name": info.primary_metric, "higher_is_better": info.higher_is_better},
+        primary_metric={"name": stream.info.primary_metric, "higher_is_better": stream.info.higher_is_better},
         code=code_state(),
         protocol={k: v for k, v in (config.get("protocol") or {}).items() if k != "before"},
         budget=budget_of(config),
     )
+
+
+def stream_record(config: dict[str, Any], stream: Stream) -> dict[str, Any]:
+    """What a run's record says of its stream."""
+    info = stream.info
+    return {
+        "name": info.name,
+        "scenario": info.scenario,
+        "blurry": config["stream"].get("blurry"),
+        "problem": info.problem,
+        "n_experiences": info.n_experiences,
+        "classes_per_experience": list(info.classes_per_experience),
+        "class_names": list(info.class_names),
+        "experience_names": [e.name for e in stream],
+        "seed": info.seed,
+        "samples": {
+            split: [len(data) if (data := getattr(e, split)) is not None else 0 for e in stream]
+            for split in ("train", "validation", "test")
+        },
+    }

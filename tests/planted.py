@@ -526,6 +526,16 @@ class GrowsBesideItsState(Replay):
             self.samples.append(experience.train.fetch(torch.tensor([i])))
 
 
+@caught_by("takes_updates")
+class CountsWhatIsToCome(Right):
+    """What is important follows from how many classes there will be."""
+
+    def importance(self, learner: Any, data: Data) -> dict[str, Tensor]:
+        return {
+            name: value / len(learner.info.class_names) for name, value in super().importance(learner, data).items()
+        }
+
+
 @caught_by("evaluates_what_is_there")
 class RemembersTooMuch(Right):
     """The features of test data are kept although the backbone is trained on."""

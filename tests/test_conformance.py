@@ -32,6 +32,7 @@ DO_NOT_APPLY: dict[str, set[str]] = {
     "composes": {"replay"},
     "learns_without_boundaries": {*NAMES} - WITHOUT_BOUNDARIES,
     "classes_come_back": A_TASK_ONLY_ONCE,
+    "takes_updates": {"inf_lora", "seq_star"},
     "task_ids_stay_hidden": A_TASK_ONLY_ONCE | {"independent"},
     "batch_size_of_passes": WITHOUT_NUMBERS,
     "memory": {*NAMES} - WITH_A_MEMORY,

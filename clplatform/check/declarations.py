@@ -14,7 +14,7 @@ def declares(subject: Subject) -> None:
     """Family and needs are known ones, and an exclusion has its reason."""
     known = {
         "task_ids", "boundaries", "memory", "pretrained", "hidden_states", "transformer", "past_data", "decoder",
-        "tuning", "mergeable",
+        "tuning", "mergeable", "length",
     }  # fmt: skip
     for name, s in zip(subject.names, subject.samples, strict=True):
         promise(s.family in FAMILIES, f"{name}: family={s.family!r} is none of {', '.join(sorted(FAMILIES))}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from clplatform import checkpoint
-from clplatform.check.promise import Broken, promise
+from clplatform.check.promise import Broken, DoesNotApply, promise
 from clplatform.check.subject import Run, Subject
 from clplatform.check.world import same
 from clplatform.schedule import schedule
@@ -59,6 +60,34 @@ def resumes(subject: Subject) -> None:
         "another generator than learner.generator",
     )
     promise(whole.results.matrix == resumed.results.matrix, f"killed {where}, it went on to other accuracies")
+
+
+def takes_updates(subject: Subject) -> None:
+    """An experience that comes after all (`clplatform update`) is learned as one that was announced, unless it needs the length."""
+    if "length" in subject.needs:
+        raise DoesNotApply(
+            "how many experiences or classes there will be changes what it does, as it declares (length)"
+        )
+    announced, folder, stream = subject.run(), subject.folder(), subject.stream()
+    info = stream.info
+    stream.info = replace(
+        info,
+        n_experiences=1,
+        classes_per_experience=info.classes_per_experience[:1],
+        class_names=info.class_names[: stream[0].n_seen_classes],
+    )
+    stream.experiences = stream.experiences[:1]
+    subject.new_run(folder=folder, stream=stream)
+    updated = subject.new_run(folder=folder, resume=True)
+    promise(
+        same(announced.after[1], updated.after[-1]),
+        "the second experience leads to other weights if it was announced before the first: classes or experiences to come "
+        "must not be looked at, or needs must have length",
+    )
+    promise(
+        announced.results.matrix[2] == updated.results.matrix[2],
+        "an experience that comes after all has other accuracies",
+    )
 
 
 # With a schedule, because Lightning loses the loader's position where the optimizer asks for the number of steps.

@@ -75,7 +75,9 @@ class Run:
         experiment.observers.append(self)
         experiment.fitter.after_batch = self.after_batch
         if resume and (experiment.run_dir / "results.json").exists():
+            record = experiment.results.stream
             experiment.results = Results.load(experiment.run_dir)
+            experiment.results.widen(record)
         self.killed = False
         try:
             experiment.run(resume=resume)

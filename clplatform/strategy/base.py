@@ -57,7 +57,8 @@ class Strategy:
         problems: what it can learn, of `clplatform.types.PROBLEMS`.
         needs: what it cannot do without, of `task_ids` (at inference), `boundaries`, `memory`,
             `pretrained`, `hidden_states`, `transformer`, `decoder`, `tuning` (other than `full`), `mergeable`
-            (a tuning that becomes a part of the weights), `past_data` (`learner.past`: upper bounds only).
+            (a tuning that becomes a part of the weights), `length` (the number of experiences or classes to come is
+            known), `past_data` (`learner.past`: upper bounds only).
         excludes: families, or single strategies, it cannot be combined with, because of `why_not`.
         first_experience_is_finetuning: in the first experience the weights are bit-identical to those of
             plain fine-tuning (`clplatform check` holds it to this word); if not, `why_not` says why.

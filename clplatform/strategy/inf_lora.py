@@ -61,7 +61,7 @@ class InfLoRA(Strategy):
     """
 
     family = "expansion"
-    needs = frozenset({"boundaries"})
+    needs = frozenset({"boundaries", "length"})
     excludes = frozenset({"regularization", "projection", "isolation", "expansion", "prompt"})
     first_experience_is_finetuning = False
     why_not = "every experience trains an adapter that starts anew, in directions that are made for it"

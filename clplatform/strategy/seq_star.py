@@ -53,7 +53,7 @@ class SEQStar(Strategy):
     """
 
     family = "isolation"
-    needs = frozenset({"boundaries", "pretrained"})
+    needs = frozenset({"boundaries", "length", "pretrained"})
     excludes = frozenset({"baseline", "expansion", "isolation", "prompt", "prototype", "plugin"})
     first_experience_is_finetuning = False
     why_not = "the first experience is a warm-up, after which only classifiers are trained"

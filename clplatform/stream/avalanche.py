@@ -21,8 +21,8 @@ from clplatform.data import concat
 from clplatform.stream.augmentation import Kind, augmentation
 from clplatform.stream.base import InMemoryStream, make_experiences, split_validation
 from clplatform.stream.image_files import data_folder
-from clplatform.stream.lazy import LazyImages
-from clplatform.types import ClplatformError, Data, InputSpec, Scenario, Stream, StreamInfo
+from clplatform.stream.lazy import LazyImages, spec_of
+from clplatform.types import ClplatformError, Data, Scenario, Stream, StreamInfo
 
 TEXT = ("input_ids", "attention_mask")
 
@@ -175,7 +175,7 @@ def from_benchmark(
         classes_per_experience=tuple(len(c) for c in classes),
         class_names=_class_names(numbering, scenario),
         seed=-1 if seed is None else seed,
-        input=_spec(parts[0]["train"], name),
+        input=spec_of(parts[0]["train"], name),
         task_ids=scenario == "task_incremental",
     )
     return InMemoryStream(info, make_experiences(parts, classes, scenario, task_labels=tasks), augmentation(augment))
@@ -282,15 +282,3 @@ def _data(source: Any, labels: Tensor, task: int, first: int, size: tuple[int, i
         "index": torch.arange(first, first + len(labels)),
     }
     return LazyImages(source, columns, size=size)
-
-
-def _spec(data: Data, name: str) -> InputSpec:
-    """Shape, mean and standard deviation, from at most 1,000 images of the first experience."""
-    rows = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:1000]
-    x = data.fetch(rows)["pixel_values"]
-    if x.ndim != 4:
-        raise ClplatformError(f"stream={name}: samples of shape {list(x.shape[1:])} are not images [C, H, W]")
-    scaled = x.float() / 255 if x.dtype == torch.uint8 else x.float()
-    c, h, w = x.shape[1:]
-    mean, std = scaled.mean((0, 2, 3)), scaled.std((0, 2, 3)).clamp_min(1e-3)
-    return InputSpec("image", shape=(c, h, w), mean=tuple(mean.tolist()), std=tuple(std.tolist()))

@@ -172,6 +172,39 @@ def split_validation(labels: Tensor, fraction: float, seed: int | None) -> tuple
     return (~validation).nonzero()[:, 0], validation.nonzero()[:, 0]
 
 
+def split_test(groups: Tensor, fraction: float | None, seed: int | None, what: str) -> tuple[Tensor, Tensor]:
+    """Rows for training and for the test where there is no test file, stratified: int64 [n], int64 [m]. The first row of each
+    group is trained on, so that classes keep the order in which they appear.
+
+    Args:
+        groups: int64 [N].
+
+    Raises:
+        ClplatformError: no fraction is given either, or it leaves nothing to test on.
+    """
+    if fraction is None:
+        raise ClplatformError(
+            "stream.test is missing: give a file, or stream.test_fraction=0.2 to hold some of stream.train out"
+        )
+    generator = torch.Generator().manual_seed(derive_seed(seed or 0, "test"))
+    order = torch.randperm(len(groups), generator=generator)
+    held = torch.zeros(len(groups), dtype=torch.bool)
+    for group in groups.unique():
+        rows = order[groups[order] == group]
+        held[rows[rows > rows.min()][: round(fraction * len(rows))]] = True
+    if not held.any():
+        raise ClplatformError(f"stream.test_fraction={fraction:g} of {what} leaves no sample to test on; give more")
+    return (~held).nonzero()[:, 0], held.nonzero()[:, 0]
+
+
+def check_one_test(test: object, fraction: float | None) -> None:
+    """Refuse two ways of saying what is tested."""
+    if test is not None and fraction is not None:
+        raise ClplatformError(
+            "stream.test_fraction holds samples out where there is no stream.test; leave one of them null"
+        )
+
+
 def task_label(scenario: Scenario, index: int) -> int:
     """Task ids are there in the task-incremental scenario only."""
     return index if scenario == "task_incremental" else 0

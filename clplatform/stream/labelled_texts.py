@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from clplatform.data import TensorData
-from clplatform.stream.base import InMemoryStream, Plan, make_experiences, split_validation, task_label
+from clplatform.stream.base import InMemoryStream, Plan, make_experiences, split_test, split_validation, task_label
 from clplatform.stream.text_augmentation import Augment, text_augmentation
 from clplatform.stream.text_files import Texts
 from clplatform.stream.tokenizer import tokenize, train_wordpiece, unknown
@@ -59,6 +59,15 @@ class Source:
         """Original class of every text, int64 [N]."""
         number = {name: i for i, name in enumerate(self.class_names)}
         return torch.tensor([number[label] for label in self.splits()[split].labels])
+
+
+def hold_out_test(texts: Texts, fraction: float | None, seed: int | None) -> tuple[Texts, Texts]:
+    """The texts that are trained on, and those that are tested on: a fraction of each label's, in each experience that the file
+    names."""
+    own = list(zip(texts.experiences or texts.labels, texts.labels, strict=True))
+    number = {pair: i for i, pair in enumerate(dict.fromkeys(own))}
+    kept, held = split_test(torch.tensor([number[pair] for pair in own]), fraction, seed, texts.path)
+    return texts.select(kept.tolist(), texts.path), texts.select(held.tolist(), f"{texts.path} (held out)")
 
 
 def make_source(train: Texts, validation: Texts | None, test: Texts) -> Source:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from clplatform.data import ConcatData, TensorData
-from clplatform.types import Batch, ClplatformError, Data
+from clplatform.types import Batch, ClplatformError, Data, InputSpec
 
 
 class LazyImages(Dataset):
@@ -99,3 +99,15 @@ def stack(images: list[Tensor]) -> Tensor:
             f"the images differ in size ({', '.join(map(str, sorted(shapes)[:3]))}, …): give stream.image_size=<pixels>"
         )
     return torch.stack(images)
+
+
+def spec_of(data: Data, name: str) -> InputSpec:
+    """Shape, mean and standard deviation, from at most 1,000 images of the first experience."""
+    rows = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:1000]
+    x = data.fetch(rows)["pixel_values"]
+    if x.ndim != 4:
+        raise ClplatformError(f"stream={name}: samples of shape {list(x.shape[1:])} are not images [C, H, W]")
+    scaled = x.float() / 255 if x.dtype == torch.uint8 else x.float()
+    c, h, w = x.shape[1:]
+    mean, std = scaled.mean((0, 2, 3)), scaled.std((0, 2, 3)).clamp_min(1e-3)
+    return InputSpec("image", shape=(c, h, w), mean=tuple(mean.tolist()), std=tuple(std.tolist()))

@@ -5,29 +5,44 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from clplatform.metric.spans import OUTSIDE
+from clplatform.stream.base import split_test
 from clplatform.stream.tagged_words import Format, Sentences, iob2, read_sentences, type_of
 from clplatform.types import ClplatformError
 
 Files = str | list[str]
 
 
-def read_splits(files: dict[str, Files | None], form: Format) -> dict[str, Sentences]:
+def read_splits(
+    files: dict[str, Files | None], form: Format, test_fraction: float | None, seed: int | None
+) -> dict[str, Sentences]:
     """The sentences of every split that there is; tags that mark spans in IOB2.
 
     Args:
         files: of each split a file, or a file for each experience; None: there is no such split.
+        test_fraction: of each experience's training sentences, which are tested on if there is no test file.
 
     Raises:
         ClplatformError: a file is missing or malformed, or the splits do not belong together.
     """
     read = {split: _read_files(given, form) for split, given in files.items() if given is not None}
+    if "test" not in read:
+        read["train"], read["test"] = _hold_out_test(read["train"], test_fraction, seed)
     spans = read["train"].marks_spans()
     _check(read, files)
     if spans:
         for part in read.values():
             part.tags = [iob2(tags) for tags in part.tags]
     return read
+
+
+def _hold_out_test(train: Sentences, fraction: float | None, seed: int | None) -> tuple[Sentences, Sentences]:
+    names = train.experiences or [""] * len(train)
+    number = {name: i for i, name in enumerate(dict.fromkeys(names))}
+    kept, held = split_test(torch.tensor([number[n] for n in names]), fraction, seed, train.path)
+    return train.select(kept.tolist(), train.path), train.select(held.tolist(), f"{train.path} (held out)")
 
 
 def _read_files(files: Files, form: Format) -> Sentences:

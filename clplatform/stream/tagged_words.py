@@ -40,6 +40,12 @@ class Sentences:
     def where(self, i: int) -> str:
         return f"{self.path}:{self.lines[i]}"
 
+    def select(self, rows: Sequence[int], path: str) -> Sentences:
+        """Some of them, under this name."""
+        experiences = None if self.experiences is None else [self.experiences[i] for i in rows]
+        words, tags = ([values[i] for i in rows] for values in (self.words, self.tags))
+        return Sentences(path, words, tags, [self.lines[i] for i in rows], experiences)
+
     def types(self) -> list[str]:
         """Types of spans, or else tags, in the order of appearance, without `O`."""
         return list(dict.fromkeys(type_of(tag) for tags in self.tags for tag in tags if tag != OUTSIDE))

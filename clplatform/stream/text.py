@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Lt
+from annotated_types import Ge, Gt, Lt
 
-from clplatform.stream.base import InMemoryStream, Plan, number_classes, plan_classes, resolve_order
-from clplatform.stream.labelled_texts import Source, make_source, text_stream
+from clplatform.stream.base import InMemoryStream, Plan, check_one_test, number_classes, plan_classes, resolve_order
+from clplatform.stream.labelled_texts import Source, hold_out_test, make_source, text_stream
 from clplatform.stream.text_augmentation import Augment
 from clplatform.stream.text_files import Texts, banking77_files, clinc150_files, hwu64_files, read_files
 from clplatform.stream.text_hub import hub_texts
@@ -18,6 +18,7 @@ MaxLength = Annotated[int, Ge(4)]
 VocabSize = Annotated[int, Ge(100)]
 Seed = Annotated[int, Ge(0)] | None
 Fraction = Annotated[float, Ge(0), Lt(1)]
+TestFraction = Annotated[float, Gt(0), Lt(1)] | None
 
 
 def clinc150(
@@ -110,10 +111,10 @@ def banking77(
 
 
 def text_files(
-    *, name: str, train: str, validation: str | None, test: str, text_column: str | list[str], label_column: str,
+    *, name: str, train: str, validation: str | None, test: str | None, text_column: str | list[str], label_column: str,
     experience_column: str | None, scenario: Scenario, n_experiences: int | None, class_order: list[int] | None,
     seed: Seed, validation_fraction: Fraction, max_length: MaxLength, tokenizer_vocab_size: VocabSize,
-    tokenizer: Any = None, augment: Augment = None,
+    tokenizer: Any = None, augment: Augment = None, test_fraction: TestFraction = None,
 ) -> InMemoryStream:  # fmt: skip
     """Labelled text in CSV, TSV, JSONL or Parquet files.
 
@@ -121,10 +122,14 @@ def text_files(
         text_column: one column, or two for pairs of texts.
         experience_column: its values name the experiences, in the order of their first row; None: classes are dealt to
             `n_experiences`.
+        test_fraction: of the training texts of each label, which are tested on if there is no test file.
     """
+    check_one_test(test, test_fraction)
     columns = [text_column] if isinstance(text_column, str) else text_column
     read: Callable[[str], Texts] = lambda path: read_files(path, columns, label_column, experience_column)  # noqa: E731
-    source = make_source(read(train), read(validation) if validation else None, read(test))
+    trained = read(train)
+    trained, tested = hold_out_test(trained, test_fraction, seed) if test is None else (trained, read(test))
+    source = make_source(trained, read(validation) if validation else None, tested)
     return labelled(
         name, source, scenario, n_experiences, class_order, seed, validation_fraction, max_length,
         tokenizer_vocab_size, tokenizer, augment, experience_column is not None,

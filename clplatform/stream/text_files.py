@@ -43,6 +43,12 @@ class Texts:
     def where(self, i: int) -> str:
         return f"{self.path}:{self.lines[i] if self.lines else i + 1}"
 
+    def select(self, rows: Sequence[int], path: str) -> Texts:
+        """Some of them, under this name."""
+        experiences = None if self.experiences is None else [self.experiences[i] for i in rows]
+        lines = [self.lines[i] if self.lines else i + 1 for i in rows]
+        return Texts(path, [self.texts[i] for i in rows], [self.labels[i] for i in rows], experiences, lines)
+
     def joined(self, i: int) -> str:
         text = self.texts[i]
         return text if isinstance(text, str) else " ".join(text)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
-from clplatform.stream.base import InMemoryStream
+import torch
+from annotated_types import Gt, Lt
+
+from clplatform.stream.base import InMemoryStream, check_one_test, split_test
 from clplatform.stream.language import choose
 from clplatform.stream.notes import limited
 from clplatform.stream.tables import Table, read_table
@@ -28,11 +31,11 @@ from clplatform.types import ClplatformError
 
 
 def text_to_text(
-    *, name: str, train: str, validation: str | None, test: str, input_key: str, target_key: str, task_key: str | None,
+    *, name: str, train: str, validation: str | None, test: str | None, input_key: str, target_key: str, task_key: str | None,
     tasks: list[str] | None, metric: Metric, limit: Limit, scenario: PairScenario, seed: Seed,
     validation_fraction: Fraction, max_length: MaxLength, max_target_length: MaxLength,
     tokenizer_vocab_size: VocabSize, tokenizer_on: TokenizerOn, tokenizer: Any = None,
-    metric_key: str | None = None,
+    metric_key: str | None = None, test_fraction: Annotated[float, Gt(0), Lt(1)] | None = None,
 ) -> InMemoryStream:  # fmt: skip
     """Pairs of input and target, an experience for each task.
 
@@ -44,16 +47,20 @@ def text_to_text(
         metric_key: names the metric in the test rows of these tasks, all of which have the same; None: it is `metric`.
         limit: training rows of a task at most: the first.
         validation_fraction: of each task's training rows, at random, if there is no validation file.
+        test_fraction: the same for the test.
         tokenizer: of the pretrained backbone, given by the platform; None: one is trained.
 
     Raises:
         ClplatformError: a file is missing or malformed, or lacks a key; with the line. A task has no test rows, or no
             training rows.
     """
+    check_one_test(test, test_fraction)
     files = {"train": train, "validation": validation, "test": test}
     _check_different(files)
     by_task = {s: read_tasks(f, input_key, target_key, task_key, name) for s, f in files.items() if f}
     known = list(by_task["train"])
+    if test is None:
+        by_task["train"], by_task["test"] = _hold_out_test(by_task["train"], test_fraction, seed, train)
     for split, found in by_task.items():
         if wrong := [task for task in found if task not in known]:
             raise ClplatformError(f"{files[split]}: the task {wrong[0]!r} has no training rows in {train}")
@@ -69,13 +76,26 @@ def text_to_text(
         held = by_task.get("validation", {}).get(task)
         parts.append(Part(task, first, held, by_task["test"][task]))
     if metric_key is not None:
-        metric = named_metric(test, metric_key, task_key, chosen)
+        metric = named_metric(test or train, metric_key, task_key, chosen)
     return pair_stream(
         name, parts, metric=metric, scenario=scenario, seed=seed,
         validation_fraction=0.0 if validation else validation_fraction, max_length=max_length,
         max_target_length=max_target_length, vocab_size=tokenizer_vocab_size, on=tokenizer_on, tokenizer=tokenizer,
         notes=notes,
     )  # fmt: skip
+
+
+def _hold_out_test(
+    tasks: dict[str, Pairs], fraction: float | None, seed: int | None, path: str
+) -> tuple[dict[str, Pairs], dict[str, Pairs]]:
+    """What is trained on, and what is tested on: a fraction of each task's rows."""
+    kept, held = {}, {}
+    for task, pairs in tasks.items():
+        own, out = split_test(
+            torch.zeros(len(pairs), dtype=torch.int64), fraction, seed, f"the task {task!r} in {path}"
+        )
+        kept[task], held[task] = pairs.select(own.tolist()), pairs.select(out.tolist())
+    return kept, held
 
 
 def named_metric(path: str, key: str, task_key: str | None, tasks: list[str]) -> Any:

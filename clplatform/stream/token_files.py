@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import torch
-from annotated_types import Ge, Lt
+from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 
 from clplatform.data import TensorData, derive_seed
 from clplatform.metric.spans import OUTSIDE
 from clplatform.stream.base import (
     InMemoryStream,
+    check_one_test,
     make_experiences,
     plan_classes,
     resolve_order,
@@ -41,11 +42,12 @@ class Share:
 
 
 def token_files(
-    *, name: str, train: Files, validation: Files | None, test: Files, tokens_key: str, tags_key: str,
+    *, name: str, train: Files, validation: Files | None, test: Files | None, tokens_key: str, tags_key: str,
     experience_key: str | None, token_column: int, tag_column: int, scenario: Scenario,
     n_experiences: Annotated[int, Ge(1)] | None, class_order: list[int] | None, sentences: Literal["disjoint", "shared"],
     seed: Annotated[int, Ge(0)] | None, validation_fraction: Annotated[float, Ge(0), Lt(1)],
     max_length: Annotated[int, Ge(4)], tokenizer_vocab_size: Annotated[int, Ge(100)], tokenizer: Any = None,
+    test_fraction: Annotated[float, Gt(0), Lt(1)] | None = None,
 ) -> InMemoryStream:  # fmt: skip
     """Tagged words in CoNLL columns, JSONL or Parquet.
 
@@ -56,13 +58,15 @@ def token_files(
         class_order: types in the order of their appearance, as numbers of their first appearance in the training file.
         sentences: where types are dealt, each training sentence belongs to one experience, at random, or to all.
         validation_fraction: of each experience's training sentences, at random, if there is no validation file.
+        test_fraction: the same for the test.
         tokenizer: of the pretrained backbone, given by the platform; None: one is trained.
 
     Raises:
         ClplatformError: a file is missing or malformed, with the line, or the numbers do not fit.
     """
     form = Format(tokens_key, tags_key, experience_key, token_column, tag_column)
-    read = read_splits({"train": train, "validation": validation, "test": test}, form)
+    check_one_test(test, test_fraction)
+    read = read_splits({"train": train, "validation": validation, "test": test}, form, test_fraction, seed)
     named = read["train"].experiences is not None
     if named:
         if n_experiences is not None or class_order is not None:

@@ -248,6 +248,38 @@ def test_validation_is_taken_off_the_training_texts_where_no_file_has_it() -> No
     assert all(e.validation is None for e in own(**files, n_experiences=2))
 
 
+def test_texts_are_held_out_for_the_test_where_no_file_has_it() -> None:
+    files = three_files() | {"validation": None}
+    whole = own(**files, n_experiences=2)
+    stream = own(**files | {"test": None}, n_experiences=2, test_fraction=0.3, validation_fraction=0.2)
+    for e, there in zip(stream, whole, strict=True):
+        parts = [said(stream, d) for d in (e.train, e.validation, e.test)]
+        assert [len(p) for p in parts] == [12, 2, 6]
+        assert sorted(t for part in parts for t in part) == sorted(said(whole, there.train))
+        assert e.test.labels.bincount(minlength=4)[list(e.classes)].tolist() == [3, 3]
+    other = own(**files | {"test": None}, n_experiences=2, test_fraction=0.3, seed=1, class_order=[0, 1, 2, 3])
+    assert {*said(other, other[0].test)} != {*said(stream, stream[0].test)}
+    for options, reason in (
+        ({"test": None}, "stream.test is missing: give a file, or stream.test_fraction=0.2"),
+        ({"test_fraction": 0.2}, "stream.test_fraction holds samples out where there is no stream.test"),
+        ({"test": None, "test_fraction": 0.01}, "train.csv leaves no sample to test on"),
+    ):
+        with pytest.raises(ClplatformError, match=reason):
+            own(**files | options, n_experiences=2)
+    rows = [[f"{e} {c} {i}", c, e] for i in range(4) for e in ("x", "y") for c in "ba"]
+    write("train.csv", rows, ("text", "label", "month"))
+    named = own(
+        **files | {"test": None},
+        n_experiences=None,
+        experience_column="month",
+        test_fraction=0.5,
+        scenario="class_incremental",
+    )
+    assert [e.name for e in named] == ["x", "y"] and named.info.class_names == ("b", "a")
+    for e in named:
+        assert e.train.labels.bincount().tolist() == e.test.labels.bincount().tolist() == [2, 2]
+
+
 def test_an_order_of_one_s_own_beats_the_seed() -> None:
     stream = own(**three_files(), n_experiences=2, class_order=[3, 0, 2, 1], seed=9)
     assert classes_of(stream) == [["d", "a"], ["c", "b"]]

@@ -68,6 +68,18 @@ def test_an_experience_for_each_task() -> None:
         assert info.primary_metric == metric and info.higher_is_better
 
 
+def test_rows_are_held_out_for_the_test_where_no_file_has_it() -> None:
+    for e in (stream := made(test=None, test_fraction=0.25)):
+        parts = [{read for read, _ in pairs(stream, d)} for d in (e.train, e.validation, e.test)]
+        assert [len(p) for p in parts] == [4, 2, 2]
+        assert set.union(*parts) == {row(e.name, i, "train")["input"] for i in range(8)}
+    assert refusal(test=None).startswith("stream.test is missing: give a file, or stream.test_fraction=0.2")
+    assert refusal(test_fraction=0.2).startswith("stream.test_fraction holds samples out where there is no stream.test")
+    assert refusal(test=None, test_fraction=0.01) == (
+        "stream.test_fraction=0.01 of the task 'reverse' in train.jsonl leaves no sample to test on; give more"
+    )
+
+
 def test_the_file_may_name_the_metric() -> None:
     rows = [{**row(task, i, "test"), "score": "rouge_l"} for task in ("reverse", "copy", "sort") for i in range(2)]
     write("test.jsonl", rows)

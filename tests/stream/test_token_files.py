@@ -61,6 +61,22 @@ def tags_of(stream: InMemoryStream, data: Any) -> list[tuple[str, list[str]]]:
 # -- who annotates what -----------------------------------------------------------------------------------------------------
 
 
+def test_sentences_are_held_out_for_the_test_where_no_file_has_it() -> None:
+    whole, stream = made(sentences="shared"), made(sentences="shared", test=None, test_fraction=0.25)
+    for e, there in zip(stream, whole, strict=True):
+        parts = [tags_of(stream, d) for d in (e.train, e.validation, e.test)]
+        assert [len(p) for p in parts] == [22, 8, 10]
+        everything = [t for d in (there.train, there.validation) for t in tags_of(whole, d)]
+        assert sorted(" ".join(tags) for part in parts for _, tags in part) == sorted(
+            " ".join(t) for _, t in everything
+        )
+    files = {"train": [write_conll(Path(f"{n}.conll"), list(NAMES), 20, 40 * i) for i, n in enumerate("ab")]}
+    named = made(**files, test=None, test_fraction=0.25, n_experiences=None, scenario="domain_incremental")
+    assert [len(e.test) for e in named] == [5, 5]
+    assert refusal(test=None).startswith("stream.test is missing: give a file, or stream.test_fraction=0.2")
+    assert refusal(test_fraction=0.2).startswith("stream.test_fraction holds samples out where there is no stream.test")
+
+
 def test_types_come_one_after_another_and_all_else_is_outside() -> None:
     stream = made()
     order = list(dict.fromkeys(t[2:] for i in range(40) for t in sentence(list(NAMES), i)[1] if t != "O"))

@@ -1,0 +1,151 @@
+"""Labelled images in folders: one for each class, as torchvision's `ImageFolder` reads them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+from annotated_types import Ge, Gt, Lt
+from PIL import Image, UnidentifiedImageError
+
+from clplatform.stream.augmentation import Kind, augmentation
+from clplatform.stream.base import (
+    InMemoryStream,
+    check_one_test,
+    make_experiences,
+    plan_classes,
+    split_test,
+    split_validation,
+    task_label,
+)
+from clplatform.stream.lazy import LazyImages, spec_of
+from clplatform.types import ClplatformError, Data, Scenario, StreamInfo
+
+
+def image_folder(
+    *, name: str, train: str, validation: str | None, test: str | None, test_fraction: Annotated[float, Gt(0), Lt(1)] | None,
+    image_size: Annotated[int, Ge(1)] | list[int] | None, channels: Literal[1, 3], in_memory: bool, scenario: Scenario,
+    n_experiences: int, class_order: list[int] | None, seed: Annotated[int, Ge(0)] | None,
+    validation_fraction: Annotated[float, Ge(0), Lt(1)], augment: Kind,
+) -> InMemoryStream:  # fmt: skip
+    """Images whose folder names their class: `train/cat/1.png`, …
+
+    Args:
+        train, validation, test: folders with a folder for each class. Without `test`, `train` may hold folders `train` and
+            `test` (and `validation`).
+        test_fraction: of the training images of each class, which are tested on if there is no test folder.
+        image_size: pixels that images are resized to: height and width, or both; None: they have one size already.
+        channels: 1 (grey) or 3 (colour).
+        in_memory: False: images are read when a batch needs them.
+        class_order: classes in the order of appearance, as numbers of their names in alphabetical order.
+
+    Raises:
+        ClplatformError: a folder is missing, holds no images, or a class that is never trained on; an image cannot be read.
+    """
+    check_one_test(test, test_fraction)
+    found: dict[str, str | None] = {"train": train, "validation": validation, "test": test}
+    if test is None and (Path(train).expanduser() / "test").is_dir() and (Path(train).expanduser() / "train").is_dir():
+        test_fraction = None
+        inside = {split: Path(train).expanduser() / split for split in found}
+        found = {split: str(folder) if folder.is_dir() else None for split, folder in inside.items()}
+    files = {split: list_images(folder) for split, folder in found.items() if folder is not None}
+    names = sorted({label for _, label in files["train"]})
+    for split, items in files.items():
+        if unknown := sorted({label for _, label in items} - set(names)):
+            raise ClplatformError(
+                f"{found[split]}: the class {unknown[0]!r} has no training images in {found['train']}"
+            )
+    plan = plan_classes(names, n_experiences, scenario=scenario, seed=seed, class_order=class_order, what=name)
+    labels = {s: torch.tensor([names.index(label) for _, label in items]) for s, items in files.items()}
+    rows = {split: torch.arange(len(items)) for split, items in files.items()}
+    if "test" not in rows:
+        rows["train"], rows["test"] = split_test(labels["train"], test_fraction, seed, str(found["train"]))
+        files["test"], labels["test"] = files["train"], labels["train"]
+    if "validation" not in rows and validation_fraction > 0:
+        kept, held = split_validation(labels["train"][rows["train"]], validation_fraction, seed)
+        rows["train"], rows["validation"] = rows["train"][kept], rows["train"][held]
+        files["validation"], labels["validation"] = files["train"], labels["train"]
+    size = (image_size, image_size) if isinstance(image_size, int) else _pair(image_size)
+    parts: list[dict[str, Data | None]] = [{"validation": None} for _ in plan.groups]
+    start = 0
+    for split, own in rows.items():
+        number = plan.number_of[labels[split]]
+        for i, group in enumerate(plan.groups):
+            chosen = own[torch.isin(labels[split][own], torch.tensor(group))]
+            columns = {
+                "labels": number,
+                "task_labels": torch.full_like(number, task_label(scenario, i)),
+                "index": start + torch.arange(len(number)),
+            }
+            images = LazyImages(Files([path for path, _ in files[split]], channels), columns, size=size, rows=chosen)
+            parts[i][split] = images.load() if in_memory and len(chosen) else images if len(chosen) else None
+        start += len(number)
+    for i, part in enumerate(parts):
+        if part["test"] is None:
+            raise ClplatformError(f"stream={name}: experience {i + 1} has no test images")
+    classes: list[tuple[int, ...]] = [tuple(sorted(plan.number_of[g].tolist())) for g in plan.groups]
+    train_data = parts[0]["train"]
+    assert train_data is not None
+    info = StreamInfo(
+        name=name,
+        scenario=scenario,
+        problem="classification",
+        n_experiences=len(parts),
+        classes_per_experience=tuple(map(len, classes)),
+        class_names=plan.class_names,
+        seed=-1 if seed is None else seed,
+        input=spec_of(train_data, name),
+        task_ids=scenario == "task_incremental",
+    )
+    titles = [
+        " ".join(names[c] for c in g) if len(g) <= 3 else f"experience {i + 1}" for i, g in enumerate(plan.groups)
+    ]
+    return InMemoryStream(info, make_experiences(parts, classes, scenario, titles), augmentation(augment))
+
+
+def list_images(folder: str) -> list[tuple[Path, str]]:
+    """Every image below a folder, with the name of the folder in it that it is in: its class.
+
+    Raises:
+        ClplatformError: there is no such folder, or no class in it has an image.
+    """
+    from torchvision.datasets import ImageFolder
+
+    root = Path(folder).expanduser()
+    if not root.is_dir():
+        raise ClplatformError(f"there is no folder {folder}: one with a folder of images for each class is needed")
+    try:
+        read = ImageFolder(str(root), allow_empty=True)
+    except FileNotFoundError:
+        read = None
+    if read is None or not read.samples:
+        raise ClplatformError(f"{folder} holds no images: a folder of image files is needed for each class")
+    return [(Path(path), read.classes[k]) for path, k in read.samples]
+
+
+class Files:
+    """Image files by position, read when asked for.
+
+    Args:
+        channels: 1 (grey) or 3 (colour).
+    """
+
+    def __init__(self, paths: list[Path], channels: int) -> None:
+        self.paths, self.mode = paths, "L" if channels == 1 else "RGB"
+
+    def __getitem__(self, i: int) -> tuple[Image.Image]:
+        try:
+            with Image.open(self.paths[i]) as image:
+                return (image.convert(self.mode),)
+        except (UnidentifiedImageError, OSError) as error:
+            raise ClplatformError(f"{self.paths[i]} is not an image that can be read ({error})") from None
+
+
+def _pair(size: list[int] | None) -> tuple[int, int] | None:
+    """Height and width."""
+    if size is None:
+        return None
+    if len(size) != 2 or min(size) < 1:
+        raise ClplatformError(f"stream.image_size={size}: give pixels: one number, or [height, width]")
+    return size[0], size[1]

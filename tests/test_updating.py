@@ -1,0 +1,249 @@
+"""`clplatform update`: the new experience is learned as if it had been in the stream, to the same bits; what is refused leaves
+nothing behind."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from command import call, everything, refused
+from composed import BERT
+from PIL import Image
+
+import clplatform
+from clplatform.checkpoint import load as load_checkpoint
+from clplatform.cli import main
+from clplatform.experiment import Experiment
+from clplatform.files import read_json
+from clplatform.strategy.seq_star import SEQStar
+from clplatform.stream.image_files import digits
+from clplatform.types import ClplatformError
+
+MONTHS = {
+    "may": {"travel": "book a flight", "banking": "what is my balance"},
+    "june": {"weather": "will it rain", "music": "play some jazz"},
+    "july": {"sports": "who won the match", "travel": "a hotel please"},
+}
+REPLAY = "strategy.replay.capacity=12"
+
+
+def write(path: Path, months: tuple[str, ...], n: int, start: int = 0) -> Path:
+    """`n` texts of each intent of these months, which are in a column."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "label", "month"])
+        for month in months:
+            for i in range(start, start + n):
+                writer.writerows([f"{text} {i}", intent, month] for intent, text in MONTHS[month].items())
+    return path
+
+
+def settings(folder: Path, months: str, *more: str) -> list[str]:
+    return [
+        "stream=text_files", f"stream.train={folder}/{months}_train.csv", f"stream.test={folder}/{months}_test.csv",
+        "stream.experience_column=month", "stream.tokenizer_vocab_size=200", "stream.epochs=2", *BERT, "batch_size=8",
+        "trainer.accelerator=cpu", "tracking=local", "threads=1", *more,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Files of two months, of three and of the third alone; a run over each of the first two."""
+    root = tmp_path_factory.mktemp("months")
+    for name, months in (("two", ("may", "june")), ("three", ("may", "june", "july")), ("july", ("july",))):
+        for split, n, start in (("train", 12, 0), ("test", 5, 100)):
+            write(root / f"{name}_{split}.csv", months, n, start)
+    for name in ("two", "three"):
+        assert main([*settings(root, name, REPLAY), f"hydra.run.dir={root}/{name}"]) == 0
+    return root
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_checkpoint(run / "checkpoints" / "experience.ckpt")["weights"]
+
+
+def same(a: Path, b: Path) -> bool:
+    ours, theirs = weights(a), weights(b)
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[n], theirs[n]) for n in ours)
+
+
+def update(capsys: pytest.CaptureFixture[str], *arguments: Any) -> Path:
+    """Where the updated model is."""
+    done = call(capsys, "update", *map(str, arguments))
+    assert done.code == 0, done.err
+    return Path(done.out.splitlines()[-1].removeprefix("The updated model: "))
+
+
+def test_learns_what_it_would_have_learned_in_the_stream(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.read_bytes() for path in (folder / "two").rglob("*") if path.is_file()}
+    new = update(capsys, folder / "two", folder / "july_train.csv", "--test", folder / "july_test.csv", "-o", "new")
+    assert {path: path.read_bytes() for path in (folder / "two").rglob("*") if path.is_file()} == before
+    assert same(new, folder / "three")
+    ours, theirs = (read_json(run / "results.json") for run in (new, folder / "three"))
+    assert ours["matrix"][3] == theirs["matrix"][3]
+    assert ours["confusion"] == theirs["confusion"]
+    old = read_json(folder / "two" / "results.json")
+    assert [row[:2] for row in ours["matrix"][:3]] == old["matrix"]
+    assert [row[2] for row in ours["matrix"][:3]] == [None] * 3  # sports was not known
+    assert ours["stream"]["experience_names"] == ["may", "june", "july_train"]
+    assert ours["stream"]["class_names"] == theirs["stream"]["class_names"] == [
+        "travel", "banking", "weather", "music", "sports",
+    ]  # fmt: skip
+    assert ours["stream"]["samples"] == theirs["stream"]["samples"]
+    assert ours["run_id"] != old["run_id"] and any(old["run_id"] in note for note in ours["notes"])
+    assert "july_train" in (new / "report.html").read_text()
+    experiences = [json.loads(line)["experience"] for line in (new / "metrics.jsonl").read_text().splitlines()]
+    assert sorted(set(experiences)) == [0, 1, 2, 3] and experiences == sorted(experiences)
+    labels = {p.label for p in clplatform.load(new).predict(["who won the match 3", "will it rain 4"])}
+    assert labels <= set(ours["stream"]["class_names"])
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_a_killed_update_goes_on_and_an_update_can_be_updated(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kill(self: Experiment, *_: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Experiment, "_record", kill)
+        with pytest.raises(Killed):
+            main(
+                [
+                    "update",
+                    str(folder / "two"),
+                    str(folder / "july_train.csv"),
+                    "--test",
+                    f"{folder}/july_test.csv",
+                    "-o",
+                    "new",
+                ]
+            )
+    assert main(["resume", "new"]) == 0
+    assert same(Path("new"), folder / "three")
+    # Known classes only: the model can be asked before it learns.
+    write(Path("again.csv"), ("may", "june"), 10, 200)
+    newer = update(capsys, "new", "again.csv", "stream.test_fraction=0.5", "trainer.max_epochs=1", "optimizer.lr=1e-4")
+    results = read_json(newer / "results.json")
+    assert newer.parent == Path("outputs/default")
+    assert results["stream"]["experience_names"] == ["may", "june", "july_train", "again"]
+    assert results["stream"]["classes_per_experience"] == [2, 2, 2, 4]
+    assert results["stream"]["samples"]["test"][3] == 20
+    assert isinstance(results["matrix"][3][3], float)  # before the update
+    assert [row[3] for row in results["matrix"][:3]] == [None] * 3
+    assert any("trainer.max_epochs=1 optimizer.lr=1e-4" in note for note in results["notes"])
+    assert [len(row) for row in results["scores"]["macro_f1"]] == [4] * 5
+    assert isinstance(results["scores"]["macro_f1"][3][3], float)
+    logged = [json.loads(line) for line in (newer / "metrics.jsonl").read_text().splitlines()]
+    assert {row["train/lr"] for row in logged if row["experience"] == 4 and "train/lr" in row} <= {1e-4}
+
+
+def test_without_the_data_of_earlier_experiences(
+    folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    here = tmp_path / "data"
+    here.mkdir()
+    for split, n in (("train", 12), ("test", 5)):
+        write(here / f"two_{split}.csv", ("may", "june"), n, 0 if split == "train" else 100)
+    assert main([*settings(here, "two", REPLAY), "hydra.run.dir=old"]) == 0
+    for path in here.iterdir():
+        path.unlink()
+    given = ["update", "old", str(folder / "july_train.csv"), "--test", str(folder / "july_test.csv")]
+    assert "two_train.csv" in refused(capsys, *given, "-o", "new")
+    new = update(capsys, *given[1:], "-o", "new", "--without-earlier-data")
+    assert same(new, folder / "three")
+    results = read_json(new / "results.json")
+    complete = read_json(folder / "three" / "results.json")["matrix"]
+    assert results["matrix"][3] == [None, None, complete[3][2]]
+    assert any("earlier experiences are not there" in note for note in results["notes"])
+    newer = update(capsys, new, folder / "july_test.csv")  # the same past
+    assert read_json(newer / "results.json")["matrix"][4][:2] == [None, None]
+    newest = update(capsys, newer, folder / "july_test.csv", "--without-earlier-data")
+    assert read_json(newest / "results.json")["matrix"][5][:4] == [None] * 4
+    # What keeps nothing but all data cannot go on without.
+    assert main([*settings(folder, "two", "strategy=cumulative"), "hydra.run.dir=bound"]) == 0
+    assert refused(capsys, "update", "bound", str(folder / "july_train.csv"), "--without-earlier-data") == (
+        "strategy=cumulative needs the data of all earlier experiences, but the run was updated without them"
+    )
+
+
+@pytest.mark.parametrize("with_test", [True, False])
+def test_images_in_folders(with_test: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["stream.class_order=[3,4,5,6]", "stream.n_experiences=2", "backbone=mlp", "backbone.hidden=[16]"]
+    assert main([*given, "trainer.max_epochs=1", "trainer.accelerator=cpu", "tracking=local", "hydra.run.dir=old"]) == 0
+    (x, y), (test_x, test_y), _ = digits()
+    parts = {"train": (x, y), "test": (test_x, test_y)} if with_test else {".": (x, y)}
+    for split, (images, labels) in parts.items():
+        for image, label in list(zip(images, labels.tolist(), strict=True))[:300]:
+            if label in (4, 8):
+                place = Path("new") / split / str(label)
+                place.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(image[0].numpy()).save(place / f"{len(list(place.iterdir()))}.png")
+    results = read_json(update(capsys, "old", "new", "trainer.max_epochs=8") / "results.json")
+    assert results["stream"]["class_names"] == ["3", "4", "5", "6", "8"]
+    n_train = sum(int(label) in (4, 8) for label in y[:300])
+    n_test = sum(int(label) in (4, 8) for label in test_y[:300]) if with_test else round(0.2 * n_train)
+    assert results["stream"]["samples"]["test"][2] == pytest.approx(n_test, abs=1)
+    assert results["matrix"][3][2] > 0.5
+
+
+def test_what_cannot_be_updated_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, new = str(folder / "two"), str(folder / "july_train.csv")
+    assert (
+        refused(capsys, "update", "nowhere", new)
+        == "nowhere is not a run directory (no results.json and config.yaml in it)"
+    )
+    assert refused(capsys, "update", run, "july.csv") == "there is no file or folder july.csv"
+    assert "stay what they are" in refused(capsys, "update", run, new, "strategy.replay.capacity=3")
+    assert "stay what they are" in refused(capsys, "update", run, new, "backbone=minilm")
+    assert "no other page can be chosen" in refused(capsys, "update", run, new, "optimizer=sgd")
+    assert "neither data nor a setting" in refused(capsys, "update", run, new, new)
+    assert "did you mean max_epochs" in refused(capsys, "update", run, new, "trainer.max_epoch=3")
+    assert "there is no column 'intent'" in refused(capsys, "update", run, new, "stream.label_column=intent")
+    assert "label_colum" in refused(capsys, "update", run, new, "stream.label_colum=intent")
+    Path("taken").mkdir()
+    Path("taken/x").touch()
+    assert "there is something at taken already" in refused(capsys, "update", run, new, "-o", "taken")
+    write(Path("one.csv"), ("july",), 1)
+    assert "leaves no sample to test on" in refused(capsys, "update", run, "one.csv")
+    assert main([*settings(folder, "two", "strategy.replay.capacity=4"), "hydra.run.dir=small"]) == 0
+    assert "capacity=4 is smaller than the 5 classes" in refused(capsys, "update", "small", new)
+    results = read_json(Path("small/results.json"))
+    Path("small/results.json").write_text(json.dumps({**results, "status": "running"}))
+    assert "the run is not complete; finish it with `clplatform resume small`" in refused(
+        capsys, "update", "small", new
+    )
+    Path("small/results.json").write_text(json.dumps(results))
+    Path("small/checkpoints/experience.ckpt").unlink()
+    assert "its last checkpoint is not there" in refused(capsys, "update", "small", new)
+
+
+def test_a_model_made_for_a_number_of_classes_says_so(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SEQ* has classifiers of all classes from the start: what it has for those of the stream does not fit a longer one."""
+    monkeypatch.setattr(SEQStar, "needs", SEQStar.needs - {"pretrained"})
+    given = settings(folder, "two", "strategy=seq_star", "strategy.seq_star.warm_up=1")
+    assert main([*given, "hydra.run.dir=old"]) == 0
+    before = everything()
+    done = call(capsys, "update", "old", str(folder / "july_train.csv"))
+    assert done.code == 2
+    assert "strategy=seq_star: the model's structure is not that of its checkpoint" in done.err
+    assert everything() == before
+    assert main([*given, "strategy.seq_star.preallocate=false", "hydra.run.dir=without"]) == 0
+    update(capsys, "without", folder / "july_train.csv")
+
+
+def test_from_python(folder: Path) -> None:
+    with pytest.raises(ClplatformError, match="is not a run directory"):
+        clplatform.update("nowhere", "data")
+    new = clplatform.update(folder / "two", folder / "july_train.csv", test=folder / "july_test.csv", output="new")
+    assert new == Path("new")
+    assert same(new, folder / "three")
