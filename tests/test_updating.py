@@ -13,6 +13,7 @@ import torch
 from command import call, everything, refused
 from composed import BERT
 from PIL import Image
+from small_streams import STREAMS
 
 import clplatform
 from clplatform.checkpoint import load as load_checkpoint
@@ -28,6 +29,11 @@ MONTHS = {
     "june": {"weather": "will it rain", "music": "play some jazz"},
     "july": {"sports": "who won the match", "travel": "a hotel please"},
 }
+TRAINED = ["trainer.max_epochs=1", "trainer.accelerator=cpu", "tracking=local", "threads=1"]
+SIZES = [
+    "backbone.size=16", "backbone.n_layers=1", "backbone.n_heads=2", "backbone.inner_size=16", "strategy=replay",
+    "strategy.replay.policy=reservoir", "strategy.replay.capacity=20",
+]  # fmt: skip
 REPLAY = "strategy.replay.capacity=12"
 
 
@@ -192,6 +198,25 @@ def test_images_in_folders(with_test: bool, capsys: pytest.CaptureFixture[str]) 
     n_test = sum(int(label) in (4, 8) for label in test_y[:300]) if with_test else round(0.2 * n_train)
     assert results["stream"]["samples"]["test"][2] == pytest.approx(n_test, abs=1)
     assert results["matrix"][3][2] > 0.5
+
+
+@pytest.mark.parametrize("kind", ["tags", "questions", "pairs", "domains"])
+def test_every_problem_of_texts(kind: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """The second experience's data again, as new data: asked before they are learned, then learned."""
+    backbone, new = {
+        "tags": ("transformer_text", "train.conll"),
+        "questions": ("transformer_text", "place.json"),
+        "pairs": ("transformer_seq2seq", "test.jsonl"),
+        "domains": ("transformer_decoder", "land.txt"),
+    }[kind]
+    given = [*STREAMS[kind](tmp_path / "data"), f"backbone={backbone}", *SIZES, *TRAINED]
+    assert main([*given, "hydra.run.dir=old"]) == 0
+    results = read_json(update(capsys, "old", tmp_path / "data" / new, "stream.test_fraction=0.3") / "results.json")
+    assert results["stream"]["n_experiences"] == 3
+    assert isinstance(results["matrix"][2][2], float) and isinstance(results["matrix"][3][2], float)
+    if kind in ("questions", "pairs"):  # what is read and written belongs to the new samples
+        written = [s for s in results["samples"][3] if s["experience"] == 2]
+        assert written and all(any(word in s["source"] for word in ("place", "say", "sing")) for s in written)
 
 
 def test_what_cannot_be_updated_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from composed import configuration, pair_stream, text_stream
-from span_world import contexts, squad, write_conll
+from composed import configuration
+from small_streams import STREAMS
 from torch import Tensor
 
 from clplatform import build
@@ -26,45 +25,6 @@ def digits(scenario: str = "class_incremental", **changes: Any) -> InMemoryStrea
         "seed": None, "data_dir": None, "validation_fraction": 0.1, "augment": "none",
     }  # fmt: skip
     return split_images(**options | changes)
-
-
-def text(folder: Path) -> Any:
-    return text_stream(folder, n_experiences=2)
-
-
-def tags(folder: Path) -> list[str]:
-    folder.mkdir()
-    for split, n in (("train", 40), ("test", 10)):
-        write_conll(folder / f"{split}.conll", ["PER", "LOC"], n)
-    return [
-        "stream=token_files", f"stream.train={folder}/train.conll", f"stream.test={folder}/test.conll",
-        "stream.n_experiences=2", "stream.tokenizer_vocab_size=400",
-    ]  # fmt: skip
-
-
-def questions(folder: Path) -> list[str]:
-    folder.mkdir()
-    for topic in ("color", "place"):
-        (folder / f"{topic}.json").write_text(json.dumps(squad(topic, contexts(topic, 20))))
-    return [
-        "stream=question_answering", f"stream.data_dir={folder}", "stream.max_length=24", "stream.stride=4",
-        "stream.tokenizer_vocab_size=400",
-    ]  # fmt: skip
-
-
-def domains(folder: Path) -> list[str]:
-    folder.mkdir()
-    for name in ("sea", "land"):
-        (folder / f"{name}.txt").write_text("\n".join(f"the {name} is wide and number {i}" for i in range(200)))
-    return [
-        "stream=text_domains",
-        f"stream.data_dir={folder}",
-        "stream.max_length=16",
-        "stream.tokenizer_vocab_size=300",
-    ]
-
-
-KINDS = {"text": text, "tags": tags, "questions": questions, "pairs": pair_stream, "domains": domains}
 
 
 def everything(data: Data | None) -> dict[str, Tensor]:
@@ -135,9 +95,9 @@ def test_images_cut_in_two_and_put_together_again(scenario: str) -> None:
     alike(replace(whole, experiences=[replace(a, name=b.name) for a, b in zip(whole, stream, strict=True)]), stream)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", STREAMS)
 def test_texts_of_every_problem_cut_in_two_and_put_together_again(kind: str, tmp_path: Path) -> None:
-    config = configuration(*KINDS[kind](tmp_path / "data"))
+    config = configuration(*STREAMS[kind](tmp_path / "data"))
     stream: Any = build.build_stream(config, None)
     assert len(stream) == 2
     whole = extend(*cut(stream, 1))
@@ -175,8 +135,8 @@ def test_domains_have_the_same_classes() -> None:
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     stream = digits()
-    texts: Any = build.build_stream(configuration(*text(tmp_path / "a")), None)
-    pairs: Any = build.build_stream(configuration(*pair_stream(tmp_path / "b")), None)
+    texts: Any = build.build_stream(configuration(*STREAMS["text"](tmp_path / "a")), None)
+    pairs: Any = build.build_stream(configuration(*STREAMS["pairs"](tmp_path / "b")), None)
     with pytest.raises(ClplatformError, match="new data are problem seq2seq, and the run's are classification"):
         extend(texts, pairs)
     small = replace(stream.info, input=replace(stream.info.input, shape=(3, 4, 8)))
