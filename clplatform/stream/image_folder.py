@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import torch
 from annotated_types import Ge, Gt, Lt
 from PIL import Image, UnidentifiedImageError
+from torch import Tensor
 
 from clplatform.stream.augmentation import Kind, augmentation
 from clplatform.stream.base import (
@@ -20,6 +21,8 @@ from clplatform.stream.base import (
     task_label,
 )
 from clplatform.stream.lazy import LazyImages, spec_of
+from clplatform.stream.notes import left_out
+from clplatform.stream.plain_text import others_in
 from clplatform.types import ClplatformError, Data, Scenario, StreamInfo
 
 
@@ -44,49 +47,39 @@ def image_folder(
         ClplatformError: a folder is missing, holds no images, or a class that is never trained on; an image cannot be read.
     """
     check_one_test(test, test_fraction)
-    found: dict[str, str | None] = {"train": train, "validation": validation, "test": test}
-    if test is None and (Path(train).expanduser() / "test").is_dir() and (Path(train).expanduser() / "train").is_dir():
-        test_fraction = None
-        inside = {split: Path(train).expanduser() / split for split in found}
-        found = {split: str(folder) if folder.is_dir() else None for split, folder in inside.items()}
-    files = {split: list_images(folder) for split, folder in found.items() if folder is not None}
+    folders = _folders(train, validation, test)
+    notes: list[str] = []
+    files = {split: list_images(folder, notes) for split, folder in folders.items()}
     names = sorted({label for _, label in files["train"]})
-    for split, items in files.items():
-        if unknown := sorted({label for _, label in items} - set(names)):
-            raise ClplatformError(
-                f"{found[split]}: the class {unknown[0]!r} has no training images in {found['train']}"
-            )
     plan = plan_classes(names, n_experiences, scenario=scenario, seed=seed, class_order=class_order, what=name)
-    labels = {s: torch.tensor([names.index(label) for _, label in items]) for s, items in files.items()}
+    labels = {split: _labels(items, names, folders[split], folders["train"]) for split, items in files.items()}
     rows = {split: torch.arange(len(items)) for split, items in files.items()}
     if "test" not in rows:
-        rows["train"], rows["test"] = split_test(labels["train"], test_fraction, seed, str(found["train"]))
-        files["test"], labels["test"] = files["train"], labels["train"]
+        rows["train"], rows["test"] = split_test(labels["train"], test_fraction, seed, folders["train"])
     if "validation" not in rows and validation_fraction > 0:
         kept, held = split_validation(labels["train"][rows["train"]], validation_fraction, seed)
         rows["train"], rows["validation"] = rows["train"][kept], rows["train"][held]
-        files["validation"], labels["validation"] = files["train"], labels["train"]
     size = (image_size, image_size) if isinstance(image_size, int) else _pair(image_size)
     parts: list[dict[str, Data | None]] = [{"validation": None} for _ in plan.groups]
-    start = 0
+    first = dict(zip(files, [0, *torch.tensor([*map(len, files.values())]).cumsum(0).tolist()], strict=False))
     for split, own in rows.items():
-        number = plan.number_of[labels[split]]
+        source = split if split in files else "train"  # which it is held out from
+        images = Files([path for path, _ in files[source]], channels)
+        number, index = plan.number_of[labels[source]], first[source] + torch.arange(len(files[source]))
         for i, group in enumerate(plan.groups):
-            chosen = own[torch.isin(labels[split][own], torch.tensor(group))]
             columns = {
                 "labels": number,
                 "task_labels": torch.full_like(number, task_label(scenario, i)),
-                "index": start + torch.arange(len(number)),
+                "index": index,
             }
-            images = LazyImages(Files([path for path, _ in files[split]], channels), columns, size=size, rows=chosen)
-            parts[i][split] = images.load() if in_memory and len(chosen) else images if len(chosen) else None
-        start += len(number)
-    for i, part in enumerate(parts):
-        if part["test"] is None:
-            raise ClplatformError(f"stream={name}: experience {i + 1} has no test images")
+            chosen = own[torch.isin(labels[source][own], torch.tensor(group))]
+            data = LazyImages(images, columns, size=size, rows=chosen)
+            parts[i][split] = None if not len(chosen) else data.load() if in_memory else data
+    if lacking := [i + 1 for i, part in enumerate(parts) if part["test"] is None]:
+        raise ClplatformError(f"stream={name}: experience {lacking[0]} has no test images")
     classes: list[tuple[int, ...]] = [tuple(sorted(plan.number_of[g].tolist())) for g in plan.groups]
-    train_data = parts[0]["train"]
-    assert train_data is not None
+    trained = parts[0]["train"]
+    assert trained is not None
     info = StreamInfo(
         name=name,
         scenario=scenario,
@@ -95,17 +88,41 @@ def image_folder(
         classes_per_experience=tuple(map(len, classes)),
         class_names=plan.class_names,
         seed=-1 if seed is None else seed,
-        input=spec_of(train_data, name),
+        input=spec_of(trained, name),
         task_ids=scenario == "task_incremental",
     )
     titles = [
         " ".join(names[c] for c in g) if len(g) <= 3 else f"experience {i + 1}" for i, g in enumerate(plan.groups)
     ]
-    return InMemoryStream(info, make_experiences(parts, classes, scenario, titles), augmentation(augment))
+    return InMemoryStream(info, make_experiences(parts, classes, scenario, titles), augmentation(augment), notes=notes)
 
 
-def list_images(folder: str) -> list[tuple[Path, str]]:
+def _folders(train: str, validation: str | None, test: str | None) -> dict[str, str]:
+    """The folder of each split that there is: those that are given, or those within `train`."""
+    inside = {split: Path(train).expanduser() / split for split in ("train", "validation", "test")}
+    if test is None and inside["train"].is_dir() and inside["test"].is_dir():
+        return {split: str(folder) for split, folder in inside.items() if folder.is_dir()}
+    given = {"train": train, "validation": validation, "test": test}
+    return {split: folder for split, folder in given.items() if folder is not None}
+
+
+def _labels(items: list[tuple[Path, str]], names: list[str], folder: str, trained: str) -> Tensor:
+    """The class of every image, int64 [N].
+
+    Raises:
+        ClplatformError: one is never trained on.
+    """
+    number = {name: i for i, name in enumerate(names)}
+    if unknown := sorted({label for _, label in items} - set(number)):
+        raise ClplatformError(f"{folder}: the class {unknown[0]!r} has no training images in {trained}")
+    return torch.tensor([number[label] for _, label in items])
+
+
+def list_images(folder: str, notes: list[str]) -> list[tuple[Path, str]]:
     """Every image below a folder, with the name of the folder in it that it is in: its class.
+
+    Args:
+        notes: get one on files that are no images by their names.
 
     Raises:
         ClplatformError: there is no such folder, or no class in it has an image.
@@ -121,7 +138,11 @@ def list_images(folder: str) -> list[tuple[Path, str]]:
         read = None
     if read is None or not read.samples:
         raise ClplatformError(f"{folder} holds no images: a folder of image files is needed for each class")
-    return [(Path(path), read.classes[k]) for path, k in read.samples]
+    found = [(Path(path), read.classes[k]) for path, k in read.samples]
+    notes += left_out(
+        f"files of {root.name} that are no images by their names", others_in(root, [p for p, _ in found]), root
+    )
+    return found
 
 
 class Files:

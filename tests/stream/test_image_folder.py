@@ -73,6 +73,7 @@ def test_a_folder_is_a_class(in_memory: bool) -> None:
             ids += batch["index"].tolist()
         assert e.validation is None
     assert len(set(ids)) == 52
+    assert stream.notes == []
     mean = torch.tensor([[*colour(c, i)] for c in ("cat", "ant") for i in range(10)]).float().mean(0) / 255
     assert stream.info.input.mean == pytest.approx(mean.tolist(), abs=1e-6)
 
@@ -104,6 +105,10 @@ def test_sizes_and_channels() -> None:
     assert "the images differ in size" in refusal(train="mixed")
     stream = made(train="mixed", image_size=8, channels=1)
     assert stream.info.input.shape == (1, 8, 8)
+    Path("mixed/ant/list.csv").touch()
+    assert made(train="mixed", image_size=8).notes == [
+        "files of mixed that are no images by their names are left out: 1 (ant/list.csv)"
+    ]
     assert 200 in stream[0].train.fetch(torch.arange(5))["pixel_values"]
     assert made(train="mixed", image_size=[2, 3]).info.input.shape == (3, 2, 3)
     assert refusal(image_size=[2]) == "stream.image_size=[2]: give pixels: one number, or [height, width]"
