@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from clplatform.stream.blurry import blurry
 from clplatform.stream.extend import extend, remembered
 from clplatform.tuning.base import TUNED, Tuning
 from clplatform.tuning.full import Full
-from clplatform.types import ClplatformError, Stream, StreamInfo
+from clplatform.types import ClplatformError, Experience, Stream, StreamInfo
 
 # Families whose strategies put parts into the backbone, copy it, or mask its weights.
 OWN_STRUCTURE = frozenset({"expansion", "isolation", "prompt"})
@@ -99,7 +100,15 @@ def build_stream(config: dict[str, Any], tokenizer: Any = None) -> Stream:
         stream = remembered(Path(folder), pretrained=config["backbone"].get("pretrained") is not None)
     else:
         node = without_extra(config, "stream")
-        stream = make(node, **({"tokenizer": tokenizer} if takes_tokenizer(node) else {}))
+        try:
+            stream = make(node, **({"tokenizer": tokenizer} if takes_tokenizer(node) else {}))
+        except ClplatformError as error:
+            if not config.get("updates"):
+                raise
+            raise ClplatformError(
+                f"{error} (what the run has learned: paths are from where it was made; where these data are gone, "
+                "`clplatform update --without-earlier-data`)"
+            ) from None
         if note := getattr(tokenizer, "origin", None):
             stream.notes.append(note)
         if (share := config["stream"].get("blurry")) is not None:
@@ -264,14 +273,12 @@ def check_capacity(chain: Chain, info: StreamInfo) -> None:
             )
 
 
-def check_validation(config: dict[str, Any], stream: Stream) -> None:
-    """Early stopping looks at the validation split: there must be one in every experience."""
+def check_validation(config: dict[str, Any], experiences: Iterable[Experience]) -> None:
+    """Early stopping looks at the validation split: there must be one in every experience that is to be learned."""
     patience = config["early_stopping"]
     if patience is None:
         return
-    lacking = [
-        e.name for e in stream if e.validation is None and len(e.train)
-    ]  # of a model's past there may be no data
+    lacking = [e.name for e in experiences if e.validation is None]
     if lacking:
         raise ClplatformError(
             f"early_stopping={patience} needs a validation split, which the experience {lacking[0]!r} lacks; "

@@ -250,6 +250,8 @@ def samples(learner: Learner, stream: Stream, batch_size: int, n: int = 3) -> li
     write_or_find = write if learner.info.problem == "seq2seq" else answers
     found = []
     for experience in list(stream)[: len(learner.seen)]:
+        if not len(experience.test):
+            continue
         first = experience.test.select(first_samples(experience.test, n))
         for source, reference, written in write_or_find(learner, stream, first, batch_size):
             found.append({"experience": experience.index, "source": source, "reference": reference, "written": written})

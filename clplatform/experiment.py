@@ -25,6 +25,10 @@ from clplatform.strategy.base import n_bytes
 from clplatform.types import ClplatformError, Experience, ExperienceInfo, Stream
 
 
+class AnotherStructure(ClplatformError):
+    """The model that is built is not the one that a checkpoint is of."""
+
+
 class Observer(Protocol):
     """Who is told how a run goes (terminal, tracker). It never changes the run."""
 
@@ -232,7 +236,7 @@ class Experiment:
             self.learner.load_state_dict(state["weights"])
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:300]
-            raise ClplatformError(
+            raise AnotherStructure(
                 f"strategy={'+'.join(self.learner.chain.strategies)}: the model's structure is not that of its checkpoint, as "
                 f"where it was made for another number of classes or experiences ({reason})"
             ) from None

@@ -61,7 +61,9 @@ class Results:
         more = [None] * (stream["n_experiences"] - self.stream["n_experiences"])
         for matrix in (self.matrix, self.validation_matrix, *self.scores.values()):
             matrix[:] = [[*row, *more] for row in matrix]
-        self.stream = stream
+        learned = self.stream.get("samples", {})  # of which the data may be gone
+        samples = {split: [*own, *stream["samples"][split][len(own) :]] for split, own in learned.items()}
+        self.stream = {**stream, "samples": samples} if samples else stream
 
     @property
     def metrics(self) -> dict[str, float | None]:

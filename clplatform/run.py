@@ -173,7 +173,7 @@ def assemble(
         chain = build.build_strategies(config)
     build.check_capacity(chain, stream.info)
     chain.check(stream.info)
-    build.check_validation(config, stream)
+    build.check_validation(config, list(stream)[len(results.timing) if results is not None else 0 :])
     learner = build.build_learner(config, stream.info, chain, augment=stream.augment if stream.augments else None)
     threads = set_threads(config["threads"], learner.backbone, config["batch_size"], learner.backbone.n_tokens)
     if results is not None and results.stream["n_experiences"] < len(stream):  # an update

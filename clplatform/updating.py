@@ -16,12 +16,15 @@ from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from clplatform import checkpoint
 from clplatform.config import EXTRA, conf_dir
 from clplatform.files import atomic_write, read_json
 from clplatform.results import Results
 from clplatform.saved import model_folder, read_description
+from clplatform.stream.image_folder import split_folders
+from clplatform.tracking.environment import code_state
 from clplatform.types import ClplatformError, StreamInfo
 
 # What may be another for the new experience: how it is trained and told of, not what is trained.
@@ -30,6 +33,18 @@ MAY_CHANGE = (
     "trainer", "optimizer", "scheduler", "tracking", "checkpoint", "batch_size", "eval_batch_size", "num_workers", "threads",
     "label_smoothing", "bucket_by_length", "early_stopping", "evaluate_every", "evaluate_samples", "keep_models",
 )  # fmt: skip
+# Settings of the stream of the new data that are not for the user, and what is.
+GIVEN = {
+    "train": "the data come after the run: clplatform update RUN DATA",
+    "paths": "the data come after the run: clplatform update RUN DATA",
+    "data_dir": "the data come after the run: clplatform update RUN DATA",
+    "test": "give --test",
+    "epochs": "give trainer.max_epochs",
+    **dict.fromkeys(
+        ("scenario", "problem", "metric", "max_length", "max_target_length", "channels", "image_size"),
+        "it is that of the model, which stays what it is",
+    ),
+}
 HELD_OUT = 0.2  # of new data without a test set of their own
 KEPT = ("metrics.jsonl", "continual_evaluation.jsonl", "models")  # of the old run, where it has them
 
@@ -56,6 +71,7 @@ def update(
     Raises:
         ClplatformError: the run cannot be updated, or the new data do not fit; nothing is left behind.
     """
+    from clplatform.experiment import AnotherStructure
     from clplatform.run import show
 
     old = Path(run)
@@ -75,16 +91,29 @@ def update(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ClplatformError(f"update: there is something at {folder} already; give another --output")
     made = [path for path in (folder, *folder.parents) if not path.exists()]
-    begin(old, folder, config, settings)
     try:
+        try:
+            begin(old, folder, config, settings)
+        except OSError as error:
+            raise ClplatformError(f"update: {folder} cannot be written ({error})") from None
         show(config, folder, resume=True)
-    except ClplatformError:
-        if not list((folder / "checkpoints").glob("st*.ckpt")):  # nothing was trained
-            shutil.rmtree(folder)
-            for path in made[1:]:
-                path.rmdir()
+    except BaseException as error:
+        if isinstance(error, AnotherStructure) or not (folder / "environment.json").exists():  # nothing was trained
+            tidy(folder, made)
         raise
     return folder
+
+
+def tidy(folder: Path, made: Sequence[Path]) -> None:
+    """Take away what an update that was refused has left, and the folders that it has made."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    for path in made:
+        if path.is_dir():
+            path.rmdir()
 
 
 def configuration(run: Path) -> dict[str, Any]:
@@ -111,23 +140,31 @@ def changed(settings: Sequence[str]) -> dict[str, Any]:
     Raises:
         ClplatformError: one is no setting, or one of what must stay as it is.
     """
+    settings = [setting.lstrip("+") for setting in settings]
     for setting in settings:
-        root, equals, _ = setting.partition("=")
+        name, equals, _ = setting.partition("=")
+        root, _, key = name.partition(".")
         if not equals:
             raise ClplatformError(
                 f"update {setting}: neither data nor a setting=value; give one file or folder of new data"
             )
-        if root.split(".")[0] not in (*MAY_CHANGE, "stream"):
+        if root not in (*MAY_CHANGE, "stream"):
             raise ClplatformError(
                 f"update {setting}: the model and its strategy stay what they are; what may be set is "
                 f"{', '.join(f'{name}.…' if name in GROUPS else name for name in MAY_CHANGE)}, and stream.… of the new data"
             )
-    nested: Any = OmegaConf.to_container(OmegaConf.from_dotlist(list(settings)))
-    for name in GROUPS:
-        if name in nested and not isinstance(nested[name], dict):
+        if (root in GROUPS) == (not key) or "_target_" in key:
             raise ClplatformError(
-                f"update {name}={nested[name]}: no other page can be chosen; set {name}.<setting>=<value>"
+                f"update {setting}: no other page can be chosen; set {root}.<setting>=<value>"
+                if root in GROUPS
+                else f"update {setting}: {root} has no settings of its own; set {root}=<value>"
             )
+        if root == "stream" and key in GIVEN:
+            raise ClplatformError(f"update {setting}: {GIVEN[key]}")
+    try:
+        nested: Any = OmegaConf.to_container(OmegaConf.from_dotlist(list(settings)))
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ClplatformError(f"update {' '.join(settings)}: {str(error).partition(chr(10))[0]}") from None
     return nested
 
 
@@ -151,7 +188,7 @@ def new_stream(
     for earlier in (config["stream"], *config.get("updates", [])):
         if earlier["_target_"] == node["_target_"]:
             node |= {key: earlier[key] for key in COLUMNS if key in node and key in earlier}
-    node |= {"name": data.name.partition(".")[0], "seed": config["seed"]}
+    node |= {"name": data.resolve().name.partition(".")[0] or "new data", "seed": config["seed"]}
     for name in ("max_length", "max_target_length"):
         if name in node:
             node[name] = getattr(info.input, name)
@@ -164,9 +201,16 @@ def new_stream(
         node["paths"] = [str(data.absolute())]
     else:
         node |= {"train": str(data.absolute()), "test": None if test is None else str(test.absolute())}
-        with_test = test is not None or (data.is_dir() and (data / "test").is_dir())
+        with_test = test is not None or (data.is_dir() and "test" in split_folders(str(data), None, None))
         node["test_fraction"] = None if with_test else HELD_OUT
-    return node | own(info) | changes
+    if "augment" in node:
+        node["augment"] = config["stream"].get("augment", node["augment"])
+    node |= own(info)
+    if changes.get("experience_column"):
+        node["n_experiences"] = None
+    if changes.get("validation") is not None:
+        changes["validation"] = str(Path(changes["validation"]).absolute())
+    return node | changes
 
 
 def read_page(name: str) -> dict[str, Any]:
@@ -219,6 +263,7 @@ def begin(old: Path, folder: Path, config: dict[str, Any], settings: Sequence[st
         f"experience {results.stream['n_experiences'] + 1} is an update of the run {results.run_id}{typed}"
     )
     results.run_id, results.status, results.references = uuid.uuid4().hex[:12], "running", {}
+    results.code = code_state()
     (folder / "checkpoints").mkdir(parents=True)
     atomic_write(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)).encode())
     shutil.copyfile(old / "checkpoints" / "experience.ckpt", folder / "checkpoints" / "experience.ckpt")

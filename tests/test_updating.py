@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from clplatform.checkpoint import load as load_checkpoint
 from clplatform.cli import main
 from clplatform.experiment import Experiment
 from clplatform.files import read_json
+from clplatform.report.grouping import settings as groups_of
+from clplatform.report.run import load_run
 from clplatform.strategy.seq_star import SEQStar
 from clplatform.stream.image_files import digits
 from clplatform.types import ClplatformError
@@ -162,12 +165,16 @@ def test_without_the_data_of_earlier_experiences(
     for path in here.iterdir():
         path.unlink()
     given = ["update", "old", str(folder / "july_train.csv"), "--test", str(folder / "july_test.csv")]
-    assert "two_train.csv" in refused(capsys, *given, "-o", "new")
+    told = refused(capsys, *given, "-o", "new")
+    assert "two_train.csv" in told and told.endswith("`clplatform update --without-earlier-data`)")
     new = update(capsys, *given[1:], "-o", "new", "--without-earlier-data")
     assert same(new, folder / "three")
     results = read_json(new / "results.json")
-    complete = read_json(folder / "three" / "results.json")["matrix"]
-    assert results["matrix"][3] == [None, None, complete[3][2]]
+    complete = read_json(folder / "three" / "results.json")
+    assert results["matrix"][3] == [None, None, complete["matrix"][3][2]]
+    assert results["stream"]["samples"] == complete["stream"]["samples"]
+    assert "clplatform diagnose" not in (new / "report.md").read_text()
+    assert "an experience has no test" in refused(capsys, "diagnose", str(new))
     assert any("earlier experiences are not there" in note for note in results["notes"])
     newer = update(capsys, new, folder / "july_test.csv")  # the same past
     assert read_json(newer / "results.json")["matrix"][4][:2] == [None, None]
@@ -211,8 +218,13 @@ def test_every_problem_of_texts(kind: str, capsys: pytest.CaptureFixture[str], t
     }[kind]
     given = [*STREAMS[kind](tmp_path / "data"), f"backbone={backbone}", *SIZES, *TRAINED]
     assert main([*given, "hydra.run.dir=old"]) == 0
-    results = read_json(update(capsys, "old", tmp_path / "data" / new, "stream.test_fraction=0.3") / "results.json")
+    new_data = [tmp_path / "data" / new, "stream.test_fraction=0.3"]
+    first = update(capsys, "old", *new_data)
+    results = read_json(first / "results.json")
     assert results["stream"]["n_experiences"] == 3
+    without = update(capsys, "old", *new_data, "--without-earlier-data")
+    assert same(first, without)
+    assert read_json(without / "results.json")["matrix"][3] == [None, None, results["matrix"][3][2]]
     assert isinstance(results["matrix"][2][2], float) and isinstance(results["matrix"][3][2], float)
     if kind in ("questions", "pairs"):  # what is read and written belongs to the new samples
         written = [s for s in results["samples"][3] if s["experience"] == 2]
@@ -230,6 +242,27 @@ def test_what_cannot_be_updated_is_refused(folder: Path, capsys: pytest.CaptureF
     assert "stay what they are" in refused(capsys, "update", run, new, "backbone=minilm")
     assert "no other page can be chosen" in refused(capsys, "update", run, new, "optimizer=sgd")
     assert "neither data nor a setting" in refused(capsys, "update", run, new, new)
+    assert "no other page can be chosen" in refused(capsys, "update", run, new, "optimizer._target_=torch.optim.SGD")
+    assert "has no settings of its own" in refused(capsys, "update", run, new, "early_stopping.patience=1")
+    assert refused(capsys, "update", run, new, "optimizer.lr=[1").startswith("update optimizer.lr=[1: ")
+    for setting, reason in (
+        ("stream.train=x", "the data come after the run"),
+        ("stream.test=x", "give --test"),
+        ("stream.epochs=3", "give trainer.max_epochs"),
+        ("stream.scenario=domain_incremental", "it is that of the model"),
+    ):
+        assert refused(capsys, "update", run, new, setting) == f"update {setting}: {reason}" + (
+            ", which stays what it is"
+            if "scenario" in setting
+            else ": clplatform update RUN DATA"
+            if "train" in setting
+            else ""
+        )
+    Path("file").touch()
+    assert "file/x cannot be written" in refused(capsys, "update", run, new, "-o", "file/x")
+    Path("empty").mkdir()
+    assert "batch_size=0" in refused(capsys, "update", run, new, "-o", "empty", "batch_size=0")
+    assert Path("empty").is_dir()
     assert "did you mean max_epochs" in refused(capsys, "update", run, new, "trainer.max_epoch=3")
     assert "there is no column 'intent'" in refused(capsys, "update", run, new, "stream.label_column=intent")
     assert "label_colum" in refused(capsys, "update", run, new, "stream.label_colum=intent")
@@ -264,6 +297,56 @@ def test_a_model_made_for_a_number_of_classes_says_so(
     assert everything() == before
     assert main([*given, "strategy.seq_star.preallocate=false", "hydra.run.dir=without"]) == 0
     update(capsys, "without", folder / "july_train.csv")
+
+
+def test_what_an_update_has_learned_is_not_lost(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One that fails keeps its folder; one that is interrupted before it begins leaves none."""
+    capacity = "strategy.replay.capacity=5"
+    assert main([*settings(folder, "two", capacity), "hydra.run.dir=old"]) == 0
+    write(Path("both.csv"), ("july", "may"), 12, 0)
+    given = ["update", "old", "both.csv", "stream.experience_column=month", "-o", "new"]
+    record, calls = Experiment._record, []
+
+    def refuse(self: Experiment, *arguments: Any) -> None:
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise ClplatformError("too much")
+        record(self, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Experiment, "_record", refuse)
+        assert call(capsys, *given).code == 2
+    assert read_json(Path("new/results.json"))["status"] == "failed"
+    assert load_checkpoint(Path("new/checkpoints/experience.ckpt"))["position"] == [3, 0]
+    assert main(["resume", "new"]) == 0
+    assert read_json(Path("new/results.json"))["stream"]["experience_names"][2:] == ["both: july", "both: may"]
+    before = everything()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("clplatform.build.extend", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert call(capsys, *given[:-1], "other").code == 130
+    assert everything() == before
+
+
+def test_the_new_data_are_augmented_as_the_run_s_were(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    augment = "stream.augment={deletion: 0.3, swap: 0.3}"
+    assert main([*settings(folder, "two", augment), "hydra.run.dir=old"]) == 0
+    new = [folder / "july_train.csv", "--test", folder / "july_test.csv"]
+    runs = [update(capsys, "old", *new), update(capsys, "old", *new, "--without-earlier-data")]
+    assert same(*runs)
+    assert not same(runs[0], update(capsys, "old", *new, "stream.augment=null"))
+
+
+def test_seeds_of_updated_runs_are_averaged(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    new = [str(folder / "july_train.csv"), "--test", str(folder / "july_test.csv")]
+    for seed in (0, 1):
+        assert main([*settings(folder, "two", f"seed={seed}"), f"hydra.run.dir=run{seed}"]) == 0
+        update(capsys, f"run{seed}", *new, "-o", f"updated/{seed}", *(["--without-earlier-data"] if seed else []))
+    update(capsys, "run1", *new, "-o", "updated/2", "--without-earlier-data")
+    runs = [load_run(Path("updated") / name) for name in ("0", "1", "2")]
+    (setting,) = groups_of(runs)
+    assert [len(group.runs) for group in setting.groups] == [1, 2]
+    assert {"remembered=True"} <= {word for g in setting.groups for word in re.findall(r"[^( ]+=True", g.label)}
+    assert "_target_" not in "".join(g.label for g in setting.groups)
 
 
 def test_from_python(folder: Path) -> None:

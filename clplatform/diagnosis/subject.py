@@ -106,6 +106,8 @@ def rebuilt(config: dict[str, Any], results: Results) -> Stream:
         stream = build.build_stream(config, build.build_tokenizer(config))
     except (ClplatformError, OSError) as error:
         raise ClplatformError(f"the run's data cannot be read again, which a diagnosis needs: {error}") from None
+    if any(len(e.test) == 0 or len(e.train) == 0 for e in stream):
+        raise ClplatformError("an experience has no test or training data: there is nothing to diagnose it by")
     then = results.stream
     now = {
         "class_names": list(stream.info.class_names),
@@ -119,8 +121,6 @@ def rebuilt(config: dict[str, Any], results: Results) -> Stream:
                 f"stream={stream.info.name} is not what the run has learned: its {name.replace('_', ' ')} differ; put the "
                 "data of then where the configuration says"
             )
-    if any(len(e.test) == 0 or len(e.train) == 0 for e in stream):
-        raise ClplatformError("an experience has no test or training data: there is nothing to diagnose it by")
     return stream
 
 

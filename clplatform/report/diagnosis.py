@@ -19,7 +19,7 @@ def diagnosis(run: Run) -> Section:
     """What was found; of a completed run that was not diagnosed, how to find out."""
     found = read(run)
     if found is None:
-        if run.status != "completed" or run.n_learned < 2:
+        if run.status != "completed" or run.n_learned < 2 or run.config.get("remembered"):
             return Section("diagnosis", TITLE, [])
         how = f"`clplatform diagnose {run.folder}` finds out: head bias, drift of the features, and what can be relearned."
         return Section("diagnosis", TITLE, [Text(how)])

@@ -25,7 +25,7 @@ BUDGET = re.compile(
 )
 # Settings that are the same as none when they are off: runs of before there were such settings do not have them.
 OPTIONAL = re.compile(
-    r"^(bucket_by_length|prompting|tokenizer|stream\.(augment|blurry|metric_key)|strategy\.(adapters|inf_lora|lora_experts|o_lora)\.lr)$"
+    r"^(bucket_by_length|prompting|tokenizer|updates|remembered|stream\.(augment|blurry|metric_key|test_fraction)|strategy\.(adapters|inf_lora|lora_experts|o_lora)\.lr)$"
 )
 PATH = re.compile(r"^[^\[\]{}]*/[^\[\]{}]*$")
 NUMBER = re.compile(r"^-?\d+(\.\d*)?(e[-+]?\d+)?$")
@@ -131,10 +131,13 @@ def _value(choices: dict[str, str], key: str) -> str:
 
 
 def _choices(run: Run) -> dict[str, str]:
+    # Updates are told apart by their names; that earlier data were not there, and not where the model was that knew of them.
+    updates = [node.get("name") for node in run.config.get("updates") or []] or None
+    config = {**run.config, "updates": updates, "remembered": run.config.get("remembered") is not None}
     # A budget is part of the setting's title, and null in older runs not even a key.
     return {
         key: value
-        for key, value in flatten(run.config).items()
+        for key, value in flatten(config).items()
         if not (NEUTRAL.search(key) or key.startswith("budget") or (OPTIONAL.search(key) and value in (NONE, "False")))
     }
 

@@ -174,7 +174,7 @@ def split_validation(labels: Tensor, fraction: float, seed: int | None) -> tuple
 
 def split_test(groups: Tensor, fraction: float | None, seed: int | None, what: str) -> tuple[Tensor, Tensor]:
     """Rows for training and for the test where there is no test file, stratified: int64 [n], int64 [m]. The first row of each
-    group is trained on, so that classes keep the order in which they appear.
+    group is trained on, so that classes keep the order in which they appear; of two rows and more, one at least is tested on.
 
     Args:
         groups: int64 [N].
@@ -191,9 +191,11 @@ def split_test(groups: Tensor, fraction: float | None, seed: int | None, what: s
     held = torch.zeros(len(groups), dtype=torch.bool)
     for group in groups.unique():
         rows = order[groups[order] == group]
-        held[rows[rows > rows.min()][: round(fraction * len(rows))]] = True
+        held[rows[rows > rows.min()][: max(1, round(fraction * len(rows)))]] = True
     if not held.any():
-        raise ClplatformError(f"stream.test_fraction={fraction:g} of {what} leaves no sample to test on; give more")
+        raise ClplatformError(
+            f"stream.test_fraction={fraction:g} of {what} leaves no sample to test on: give stream.test"
+        )
     return (~held).nonzero()[:, 0], held.nonzero()[:, 0]
 
 

@@ -23,7 +23,8 @@ from clplatform.types import IGNORED, ClplatformError, Data, Experience, Experie
 
 
 def extend(stream: InMemoryStream, addition: InMemoryStream) -> InMemoryStream:
-    """The experiences of `stream`, then those of `addition`, as experiences of the first one's scenario.
+    """The experiences of `stream`, then those of `addition`, as experiences of the first one's scenario and with the second one's
+    augmentation.
 
     Raises:
         ClplatformError: they do not fit: another problem, another input, or classes that the scenario has no room for.
@@ -71,7 +72,7 @@ def extend(stream: InMemoryStream, addition: InMemoryStream) -> InMemoryStream:
             class_names=tuple(names),
         ),
         experiences=experiences,
-        augmentation=stream.augmentation or addition.augmentation,
+        augmentation=addition.augmentation,
         notes=[*stream.notes, *addition.notes],
         texts=[*stream.texts, *addition.texts],
         offsets=_offsets(stream.offsets, addition.offsets),
@@ -146,7 +147,10 @@ def remembered(folder: Path, *, pretrained: bool) -> InMemoryStream:
         ClplatformError: there is no such folder any more.
     """
     if not (folder / "clplatform.json").is_file():
-        raise ClplatformError(f"the run was updated without earlier data, from the model {folder}, which is not there")
+        raise ClplatformError(
+            f"the run was updated without earlier data, from the model {folder}, which is not there; with "
+            "--without-earlier-data its own model is taken"
+        )
     saved = read_json(folder / "clplatform.json")
     info = StreamInfo.from_dict(saved["stream"])
     nothing = torch.zeros(0, dtype=torch.int64)
@@ -155,7 +159,10 @@ def remembered(folder: Path, *, pretrained: bool) -> InMemoryStream:
         Experience(**vars(ExperienceInfo.from_dict(values)), train=empty, validation=None, test=empty)
         for values in saved["experiences"]
     ]
-    note = "the data of earlier experiences are not there: the model is not evaluated on them again"
+    note = (
+        "the data of earlier experiences are not there: the model is not evaluated on them again, and averages are of the new "
+        "ones only"
+    )
     tokenizer: Any = None
     if info.input.modality == "text":
         tokenizer = load_tokenizer(folder)

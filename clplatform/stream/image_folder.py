@@ -35,8 +35,8 @@ def image_folder(
     """Images whose folder names their class: `train/cat/1.png`, …
 
     Args:
-        train, validation, test: folders with a folder for each class. Without `test`, `train` may hold folders `train` and
-            `test` (and `validation`).
+        train, validation, test: folders with a folder for each class. `train` may also hold them by split: `train`, and
+            `val` (or `validation`) and `test` where it has them.
         test_fraction: of the training images of each class, which are tested on if there is no test folder.
         image_size: pixels that images are resized to: height and width, or both; None: they have one size already.
         channels: 1 (grey) or 3 (colour).
@@ -46,8 +46,8 @@ def image_folder(
     Raises:
         ClplatformError: a folder is missing, holds no images, or a class that is never trained on; an image cannot be read.
     """
-    check_one_test(test, test_fraction)
-    folders = _folders(train, validation, test)
+    folders = split_folders(train, validation, test)
+    check_one_test(folders.get("test"), test_fraction)
     notes: list[str] = []
     files = {split: list_images(folder, notes) for split, folder in folders.items()}
     names = sorted({label for _, label in files["train"]})
@@ -97,12 +97,19 @@ def image_folder(
     return InMemoryStream(info, make_experiences(parts, classes, scenario, titles), augmentation(augment), notes=notes)
 
 
-def _folders(train: str, validation: str | None, test: str | None) -> dict[str, str]:
-    """The folder of each split that there is: those that are given, or those within `train`."""
-    inside = {split: Path(train).expanduser() / split for split in ("train", "validation", "test")}
-    if test is None and inside["train"].is_dir() and inside["test"].is_dir():
-        return {split: str(folder) for split, folder in inside.items() if folder.is_dir()}
+INSIDE = {"train": ("train",), "validation": ("validation", "valid", "val"), "test": ("test",)}
+
+
+def split_folders(train: str, validation: str | None, test: str | None) -> dict[str, str]:
+    """The folder of each split that there is: those that are given, else those within `train`, if it holds one `train` with
+    folders of classes."""
     given = {"train": train, "validation": validation, "test": test}
+    root = Path(train).expanduser()
+    if (root / "train").is_dir() and any(path.is_dir() for path in (root / "train").iterdir()):
+        given["train"] = None
+        for split, names in INSIDE.items():
+            there = [str(root / name) for name in names if (root / name).is_dir()]
+            given[split] = given[split] or (there[0] if there else None)
     return {split: folder for split, folder in given.items() if folder is not None}
 
 

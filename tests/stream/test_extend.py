@@ -151,5 +151,6 @@ def test_names_and_augmentation_and_notes() -> None:
     more = replace(digits(n_experiences=1, class_order=[6, 7]), notes=["two"])
     longer = extend(extend(stream, more), more)
     assert [e.name for e in longer][3:] == ["digits", "digits (2)"]
-    assert longer.augmentation is stream.augmentation is not None
+    assert longer.augmentation is more.augmentation is None
+    assert extend(more, stream).augmentation is stream.augmentation is not None
     assert longer.notes == ["one", "two", "two"]

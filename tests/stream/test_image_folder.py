@@ -97,6 +97,18 @@ def test_splits_are_held_out_or_folders_of_their_own() -> None:
     write("all/validation", 1)
     found = made(train="all", test=None)
     assert [[len(d) for d in (e.train, e.validation, e.test)] for e in found] == [[8, 2, 4]] * 2  # type: ignore[arg-type]
+    write("held/train", 4)
+    write("held/val", 1)
+    held = made(train="held", test=None, test_fraction=0.5)
+    assert held.info.class_names == CLASSES
+    assert [[len(d) for d in (e.train, e.validation, e.test)] for e in held] == [[4, 2, 4]] * 2  # type: ignore[arg-type]
+    assert [len(e.test) for e in made(train="held", test="test")] == [6, 6]
+    assert refusal(train="all", test=None, test_fraction=0.5).startswith("stream.test_fraction holds samples out where")
+    for place in ("odd/train", "odd/test"):  # classes of these names
+        Path(place).mkdir(parents=True)
+        for i in range(2):
+            Image.new("RGB", (4, 4)).save(f"{place}/{i}.png")
+    assert made(train="odd", test=None, test_fraction=0.5, n_experiences=1).info.class_names == ("test", "train")
 
 
 def test_sizes_and_channels() -> None:
@@ -124,9 +136,11 @@ def test_what_is_not_there_is_refused() -> None:
     assert refusal(train="flat") == "flat" + empty
     assert refusal(test=None).startswith("stream.test is missing: give a file, or stream.test_fraction=0.2")
     assert refusal(test_fraction=0.1).startswith("stream.test_fraction holds samples out where there is no stream.test")
-    assert refusal(test=None, test_fraction=0.01) == (
-        "stream.test_fraction=0.01 of train leaves no sample to test on; give more"
+    write("single", 1)
+    assert refusal(train="single", test=None, test_fraction=0.5) == (
+        "stream.test_fraction=0.5 of single leaves no sample to test on: give stream.test"
     )
+    assert [len(e.test) for e in made(test=None, test_fraction=0.01)] == [2, 2]  # one of each class
     write("other", 1, ("ant", "emu"))
     assert refusal(test="other") == "other: the class 'emu' has no training images in train"
     write("two", 1, ("ant", "bee"))

@@ -75,8 +75,9 @@ def test_rows_are_held_out_for_the_test_where_no_file_has_it() -> None:
         assert set.union(*parts) == {row(e.name, i, "train")["input"] for i in range(8)}
     assert refusal(test=None).startswith("stream.test is missing: give a file, or stream.test_fraction=0.2")
     assert refusal(test_fraction=0.2).startswith("stream.test_fraction holds samples out where there is no stream.test")
-    assert refusal(test=None, test_fraction=0.01) == (
-        "stream.test_fraction=0.01 of the task 'reverse' in train.jsonl leaves no sample to test on; give more"
+    write("train.jsonl", [row("copy", 0, "train")])
+    assert refusal(test=None, test_fraction=0.5) == (
+        "stream.test_fraction=0.5 of the task 'copy' in train.jsonl leaves no sample to test on: give stream.test"
     )
 
 
