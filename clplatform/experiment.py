@@ -81,7 +81,7 @@ class Experiment:
         if first == 0:
             self._before_any_training()
         else:
-            self._evaluate_added()
+            self._evaluate_added(first)
         for experience in list(self.stream)[first:]:
             self._learn(experience, resume=resume and experience.index == first)
         self._finish()
@@ -176,12 +176,12 @@ class Experiment:
         self.results.samples.append(samples(self.learner, self.stream, size))
         self.learner.flops.drop()
 
-    def _evaluate_added(self) -> None:
+    def _evaluate_added(self, done: int) -> None:
         """What the last row of a matrix lacks because the experience has come since (`clplatform update`): how good the model
         is there before it learns it."""
         size, primary = self.fitter.eval_batch_size, self.results.primary_metric["name"]
         for split, matrix in (("test", self.results.matrix), ("validation", self.results.validation_matrix)):
-            for experience in list(self.stream)[len(matrix) - 1 :]:
+            for experience in list(self.stream)[done:] if len(matrix) == done + 1 else ():  # old records may lack one
                 data = getattr(experience, split)
                 if matrix[-1][experience.index] is not None or not data or not has_meaning(self.learner, experience):
                     continue

@@ -104,7 +104,7 @@ def test_learns_what_it_would_have_learned_in_the_stream(folder: Path, capsys: p
     ]  # fmt: skip
     assert ours["stream"]["samples"] == theirs["stream"]["samples"]
     assert ours["run_id"] != old["run_id"] and any(old["run_id"] in note for note in ours["notes"])
-    assert "july_train" in (new / "report.html").read_text()
+    assert "3 experiences, seed 0, updated with july_train\n" in (new / "report.md").read_text()
     experiences = [json.loads(line)["experience"] for line in (new / "metrics.jsonl").read_text().splitlines()]
     assert sorted(set(experiences)) == [0, 1, 2, 3] and experiences == sorted(experiences)
     labels = {p.label for p in clplatform.load(new).predict(["who won the match 3", "will it rain 4"])}
@@ -173,7 +173,8 @@ def test_without_the_data_of_earlier_experiences(
     complete = read_json(folder / "three" / "results.json")
     assert results["matrix"][3] == [None, None, complete["matrix"][3][2]]
     assert results["stream"]["samples"] == complete["stream"]["samples"]
-    assert "clplatform diagnose" not in (new / "report.md").read_text()
+    report = (new / "report.md").read_text()
+    assert "updated with july_train, which alone are evaluated" in report and "clplatform diagnose" not in report
     assert "an experience has no test" in refused(capsys, "diagnose", str(new))
     assert any("earlier experiences are not there" in note for note in results["notes"])
     newer = update(capsys, new, folder / "july_test.csv")  # the same past

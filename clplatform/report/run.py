@@ -70,6 +70,13 @@ class Run:
         return "" if share is None else f" without boundaries ({share:.0%} blurry)".replace("%", " %")
 
     @property
+    def updates(self) -> str:
+        """`, updated with march and april`; empty for a run that begins at the beginning."""
+        names = [str(node.get("name")) for node in self.config.get("updates") or [] if isinstance(node, dict)]
+        gone = ", which alone are evaluated" if self.config.get("remembered") else ""
+        return f", updated with {' and '.join(names)}{gone}" if names else ""
+
+    @property
     def strategy(self) -> str:
         return " + ".join(map(str, self.rows("strategy"))) or "unknown strategy"
 

@@ -42,7 +42,7 @@ def document(run: Run) -> Document:
         title=f"{run.strategy} on {stream.get('name', 'an unknown stream')}",
         subtitle=f"{words(str(stream.get('scenario', 'unknown scenario'))).replace(' ', '-')} continual learning"
         f"{run.without_boundaries}, "
-        f"{run.n_experiences} experiences, seed {run.results.get('seed', NONE)}",
+        f"{run.n_experiences} experiences, seed {run.results.get('seed', NONE)}{run.updates}",
         status=run.status,
         banner=banner(run),
         facts=facts(run),
