@@ -115,6 +115,8 @@ def test_a_class_that_is_known_by_its_name_keeps_its_number() -> None:
     assert again.info.classes_per_experience == (2,) * 5
     for e in again:
         assert set(e.train.labels.tolist()) == set(e.test.labels.tolist()) == set(e.classes)
+    ids = [i for e in again for d in (e.train, e.validation, e.test) for i in everything(d)["index"].tolist()]
+    assert len(set(ids)) == len(ids)
     five = again[3].test.labels == 5
     pixels, original = everything(again[3].test)["pixel_values"][five], everything(stream[2].test)
     assert torch.equal(pixels, original["pixel_values"][original["labels"] == 5])
@@ -151,6 +153,17 @@ def test_names_and_augmentation_and_notes() -> None:
     more = replace(digits(n_experiences=1, class_order=[6, 7]), notes=["two"])
     longer = extend(extend(stream, more), more)
     assert [e.name for e in longer][3:] == ["digits", "digits (2)"]
+    assert extend(longer, more)[5].name == "digits (3)"
     assert longer.augmentation is more.augmentation is None
     assert extend(more, stream).augmentation is stream.augmentation is not None
     assert longer.notes == ["one", "two", "two"]
+
+
+def test_places_of_tokens_are_padded_to_the_longest() -> None:
+    stream, more = digits(), digits(n_experiences=1, class_order=[6, 7])
+    for ours, theirs in ((3, 5), (5, 3)):
+        a, b = torch.randint(9, (4, ours, 2)), torch.randint(9, (2, theirs, 2))
+        found = extend(replace(stream, offsets=a), replace(more, offsets=b)).offsets
+        assert found.shape == (6, 5, 2)
+        assert torch.equal(found[:4, :ours], a) and torch.equal(found[4:, :theirs], b)
+        assert not found[:4, ours:].any() and not found[4:, theirs:].any()
