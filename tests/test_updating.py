@@ -302,8 +302,7 @@ def test_a_model_made_for_a_number_of_classes_says_so(
 
 def test_what_an_update_has_learned_is_not_lost(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One that fails keeps its folder; one that is interrupted before it begins leaves none."""
-    capacity = "strategy.replay.capacity=5"
-    assert main([*settings(folder, "two", capacity), "hydra.run.dir=old"]) == 0
+    assert main([*settings(folder, "two", "strategy.replay.capacity=5", "keep_models=true"), "hydra.run.dir=old"]) == 0
     write(Path("both.csv"), ("july", "may"), 12, 0)
     given = ["update", "old", "both.csv", "stream.experience_column=month", "-o", "new"]
     record, calls = Experiment._record, []
@@ -321,6 +320,7 @@ def test_what_an_update_has_learned_is_not_lost(folder: Path, capsys: pytest.Cap
     assert load_checkpoint(Path("new/checkpoints/experience.ckpt"))["position"] == [3, 0]
     assert main(["resume", "new"]) == 0
     assert read_json(Path("new/results.json"))["stream"]["experience_names"][2:] == ["both: july", "both: may"]
+    assert sorted(p.name for p in Path("new/models").iterdir()) == [f"after_{i}" for i in (1, 2, 3, 4)]
     before = everything()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("clplatform.build.extend", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
