@@ -12,7 +12,7 @@ import torch
 from naive import Recorder, run
 from strategies import from_page
 from text_world import TinyTextStream, make_text_experiment
-from world import TinyStream
+from world import TinyBackbone, TinyStream
 
 from clplatform.projection.subspace import grown_basis
 from clplatform.strategy.gpm import GPM
@@ -81,6 +81,24 @@ def test_a_basis_never_outgrows_the_layer() -> None:
     assert basis is not None
     assert basis.shape == (5, 5)
     torch.testing.assert_close(basis @ basis.T, torch.eye(5), atol=1e-6, rtol=0)
+
+
+def test_norms_stand_still_after_the_first_experience_and_dropout_goes_on(tmp_path: Path) -> None:
+    gpm, seen = make(), []
+    forward = gpm.forward
+
+    def spy(learner: Any, batch: Any, run: Any) -> Any:
+        output = forward(learner, batch, run)
+        if learner.training:
+            backbone = learner.backbone
+            seen.append((learner.experience.index, backbone.norm.training, backbone.dropout.training))
+        return output
+
+    gpm.forward = spy  # type: ignore[method-assign]
+    _, recorder = run(tmp_path, "gpm", gpm, stream=TinyStream(2), backbone=TinyBackbone(0.2, norm=True))
+    assert set(seen) == {(0, True, True), (1, False, True)}
+    before, after = ({n: t for n, t in w.items() if ".norm." in n} for w in recorder.after)
+    assert len(before) == 5 and all(torch.equal(t, after[n]) for n, t in before.items())
 
 
 def test_layers_of_a_transformer_are_projected_and_the_rest_stands_still(tmp_path: Path) -> None:
