@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from world import TinyStream
 
-from clplatform.strategy.mas import MAS
-from clplatform.types import Batch, Data
+from clplatform.strategy.mas import MAS, energy
+from clplatform.types import IGNORED, MASKED, Batch, Data, Output
 
 STRENGTH, NOISE = 0.02, 1.5
 
@@ -33,8 +33,8 @@ def sensitivity(model: Model, data: Data, classes: slice = slice(None), whole: b
     total = {name: torch.zeros_like(p) for name, p in named.items()}
     x = data.fetch(torch.arange(len(data)))["pixel_values"]
     for rows in [x] if whole else x.split(1):
-        energy = (model(rows)[:, classes] ** 2).sum(1).mean()
-        for name, g in zip(named, torch.autograd.grad(energy, list(named.values())), strict=True):
+        squares = (model(rows)[:, classes] ** 2).sum(1).mean()
+        for name, g in zip(named, torch.autograd.grad(squares, list(named.values())), strict=True):
             total[name] += g.abs() * len(rows) / len(x)
     return total
 
@@ -147,3 +147,16 @@ def test_agrees_with_avalanche_s_plugin(tmp_path: Path) -> None:
         host.experience = SimpleNamespace(dataset=samples)
         plugin.after_training_exp(host)
     close(model, experiment.learner, rtol=1e-4, atol=1e-5)
+
+
+def test_of_a_text_the_tokens_that_are_predicted_count_and_of_classes_those_that_there_are() -> None:
+    logits = torch.randn(1, 5, 4, requires_grad=True)
+    labels = torch.tensor([[2, IGNORED, 0, 3, IGNORED]])
+    masked = torch.where(torch.tensor([True, True, False, True]), logits, MASKED)
+    found = energy(Output(masked, torch.zeros(0)), {"labels": labels})
+    expected = sum(logits[0, t, k].item() ** 2 for t in (0, 2, 3) for k in (0, 1, 3))
+    assert found.item() == pytest.approx(expected, rel=1e-5)
+    (gradient,) = torch.autograd.grad(found, logits)
+    assert not gradient[0, [1, 4]].any() and not gradient[0, :, 2].any()
+    alone = energy(Output(masked[:, 0], torch.zeros(0)), {"labels": labels[:, 0]})
+    assert alone.item() == pytest.approx(sum(logits[0, 0, k].item() ** 2 for k in (0, 1, 3)), rel=1e-5)
