@@ -109,3 +109,20 @@ def test_dependent_gradients_take_no_room(order: list[int]) -> None:
     assert basis.shape == (2, 7)
     torch.testing.assert_close(vectors @ basis.T @ basis, vectors)
     assert orthonormal(basis, vectors).shape == (2, 7)
+
+
+def test_a_parameter_without_a_gradient_takes_part_in_the_projection() -> None:
+    """Another task's classifier has none in this step; the whole gradient, with its zeros there, is projected."""
+    model: Any = torch.nn.ModuleDict({"seen": torch.nn.Linear(3, 2), "other": torch.nn.Linear(2, 2)})
+    named, ogd = dict(model.named_parameters()), make()
+    n = sum(p.numel() for p in named.values())
+    rows = torch.linalg.qr(torch.randn(n, 3)).Q.T
+    parts = rows.split([p.numel() for p in named.values()], dim=1)
+    ogd.basis = {name: S.reshape(3, *p.shape) for (name, p), S in zip(named.items(), parts, strict=True)}
+    for name, p in named.items():
+        p.grad = torch.randn_like(p) if name.startswith("seen") else None
+    before = torch.cat([p.new_zeros(p.numel()) if p.grad is None else p.grad.flatten() for p in named.values()])
+    ogd.edit_gradients(model)
+    after = torch.cat([p.grad.flatten() for p in named.values() if p.grad is not None])
+    torch.testing.assert_close(after, before - rows.T @ (rows @ before))
+    assert (rows @ after).abs().max() < 1e-5
