@@ -3,7 +3,7 @@
 Which samples stay is decided by one number a sample: a key drawn uniformly from [0, 1) when it arrives.
 Keeping the `capacity` smallest keys of all that ever arrived is a uniform sample without replacement of
 them (bottom-k sampling; Efraimidis & Spirakis 2006 with equal weights), like Vitter's reservoir, but
-whole batches are added at once. Other policies are other scores made from keys and labels; see `score`. Where a
+whole batches are added at once. `class_balanced` makes scores of keys and labels; see `balanced`. Where a
 strategy ranks the samples itself (herding), the key is the rank plus the random number.
 
 Rows are stored in tensors allocated once, at the first samples.
@@ -24,16 +24,13 @@ from clplatform.types import Batch, Data, Output
 Policy = Literal["reservoir", "class_balanced"]
 
 
-def score(policy: Policy, keys: Tensor, labels: Tensor) -> Tensor:
-    """The samples with the lowest scores stay. keys [N] float64, labels [N] → scores [N].
+def balanced(keys: Tensor, labels: Tensor) -> Tensor:
+    """Scores of which the lowest stay, so that classes are balanced. keys [N] float64, labels [N] → [N].
 
-    * `reservoir`: the key: a uniform sample of everything that arrived.
-    * `class_balanced`: the key's rank within its class, plus the key's random part in [0, 1): classes get equal shares
-      (those with few samples leave room to the others), and each class keeps its lowest keys: a uniform sample of its
-      own, or its best-ranked ones. What is left when shares are equal goes to classes drawn at random.
+    The key's rank within its class, plus the key's random part in [0, 1): classes get equal shares (those with few samples
+    leave room to the others), and each class keeps its lowest keys: a uniform sample of its own, or its best-ranked ones.
+    What is left when shares are equal goes to classes drawn at random.
     """
-    if policy == "reservoir":
-        return keys
     order = torch.argsort(keys)
     order = order[torch.argsort(labels[order], stable=True)]  # by class, then by key
     sorted_labels = labels[order]
@@ -98,7 +95,7 @@ class Buffer:
         keys = torch.cat([self.keys, new])
         scores = keys
         if self.policy == "class_balanced":
-            scores = score(self.policy, keys, torch.cat([self.column(self.group).cpu(), batch[self.group].cpu()]))
+            scores = balanced(keys, torch.cat([self.column(self.group).cpu(), batch[self.group].cpu()]))
         stays = torch.zeros(len(keys), dtype=torch.bool)
         stays[torch.argsort(scores)[: self.capacity]] = True
         old, new_stay = stays[: len(self)], stays[len(self) :].nonzero()[:, 0]

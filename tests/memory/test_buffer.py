@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy import stats
 
-from clplatform.memory.buffer import Buffer, append, raw_rows, score
+from clplatform.memory.buffer import Buffer, append, balanced, raw_rows
 
 
 def stream(n: int, n_rare: int = 0) -> dict[str, torch.Tensor]:
@@ -35,6 +35,18 @@ def test_reservoir_is_uniform(batch: int) -> None:
     assert 0.001 < stats.chi2.sf(statistic, n - 1) < 0.999
 
 
+def test_a_reservoir_does_not_look_at_classes() -> None:
+    """Of a rare class it holds what chance gives: the hypergeometric distribution's mean and variance."""
+    trials, chance = 400, stats.hypergeom(100, 20, 20)
+    rare = [
+        int((fill(Buffer(capacity=20), stream(100, n_rare=20), seed).rows["index"] >= 80).sum())
+        for seed in range(trials)
+    ]
+    found = torch.tensor(rare).double()
+    assert abs(found.mean() - chance.mean()) < 4 * chance.std() / trials**0.5
+    assert 0.75 < found.var() / chance.var() < 1.3
+
+
 def test_class_balanced_shares_are_equal_and_uniform_within_a_class() -> None:
     counts, trials = torch.zeros(100), 800
     for seed in range(trials):
@@ -57,7 +69,7 @@ def test_class_balanced_leaves_no_place_empty() -> None:
 
 def test_score_of_class_balanced_is_rank_in_class_plus_key() -> None:
     keys, labels = torch.tensor([0.9, 0.1, 0.5, 0.3]).double(), torch.tensor([0, 0, 1, 0])
-    assert torch.allclose(score("class_balanced", keys, labels), torch.tensor([2.9, 0.1, 0.5, 1.3]).double())
+    assert torch.allclose(balanced(keys, labels), torch.tensor([2.9, 0.1, 0.5, 1.3]).double())
 
 
 @pytest.mark.parametrize("policy", ["reservoir", "class_balanced"])

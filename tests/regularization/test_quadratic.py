@@ -40,6 +40,18 @@ def test_equals_the_sum_over_tasks_in_value_and_gradient() -> None:
         torch.testing.assert_close(a, b)
 
 
+def test_what_is_there_decays_in_value_and_gradient() -> None:
+    module = nn.Linear(5, 4)
+    anchors, quadratic = tasks(module, 4), Quadratic()
+    for weight, anchor in anchors:
+        quadratic.add(weight, anchor, decay=0.5)
+    faded = [({n: f * 0.5 ** (3 - i) for n, f in weight.items()}, a) for i, (weight, a) in enumerate(anchors)]
+    ours, theirs = quadratic.penalty(module), naive(faded, module)
+    torch.testing.assert_close(ours, theirs)
+    for a, b in zip(*(torch.autograd.grad(x, module.parameters()) for x in (ours, theirs)), strict=True):
+        torch.testing.assert_close(a, b)
+
+
 def test_the_half_is_there_and_the_anchor_is_free() -> None:
     module = nn.Linear(1, 1, bias=False)
     quadratic = Quadratic()
