@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from clplatform.data import TensorData
 from clplatform.files import read_json
-from clplatform.stream.base import InMemoryStream, task_label
+from clplatform.stream.base import InMemoryStream
 from clplatform.stream.lazy import LazyImages
 from clplatform.stream.tokenizer import load_tokenizer
 from clplatform.types import IGNORED, ClplatformError, Data, Experience, ExperienceInfo, StreamInfo
@@ -40,7 +40,7 @@ def extend(stream: InMemoryStream, addition: InMemoryStream) -> InMemoryStream:
         place = len(experiences)
         classes = tuple(sorted(number[list(new.classes)].tolist()))
         seen = max(seen, *(c + 1 for c in classes)) if classes else seen
-        task = task_label(info.scenario, place)
+        task = 1 + max(e.task_label for e in experiences) if info.task_ids else 0  # a task may have come back
         # Where texts belong to samples, ids are their places there; else they only have to differ from all others.
         start = first if stream.texts or addition.texts else place << 36
         splits = {

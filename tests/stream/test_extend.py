@@ -122,6 +122,15 @@ def test_a_class_that_is_known_by_its_name_keeps_its_number() -> None:
     assert torch.equal(pixels, original["pixel_values"][original["labels"] == 5])
 
 
+def test_new_data_are_a_new_task_where_earlier_ones_have_come_back() -> None:
+    stream = digits("task_incremental")
+    back = replace(stream, experiences=[replace(e, task_label=e.index % 2) for e in stream])
+    longer = extend(back, digits(n_experiences=2, class_order=[6, 7, 8, 9]))
+    assert [e.task_label for e in longer] == [0, 1, 0, 2, 3]
+    assert longer[3].test.fetch(torch.arange(3))["task_labels"].tolist() == [2, 2, 2]
+    assert [e.task_label for e in extend(digits(), digits())] == [0] * 6
+
+
 def test_domains_have_the_same_classes() -> None:
     stream = digits("domain_incremental")
     with pytest.raises(ClplatformError, match=r"the class '0'.*domain_incremental.*'0 / 2 / 4', '1 / 3 / 5'"):
