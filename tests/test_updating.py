@@ -174,7 +174,7 @@ def test_without_the_data_of_earlier_experiences(
     assert results["matrix"][3] == [None, None, complete["matrix"][3][2]]
     assert results["stream"]["samples"] == complete["stream"]["samples"]
     report = (new / "report.md").read_text()
-    assert "updated with july_train, which alone are evaluated" in report and "clplatform diagnose" not in report
+    assert "updated with july_train, the only data evaluated since" in report and "clplatform diagnose" not in report
     assert "an experience has no test" in refused(capsys, "diagnose", str(new))
     assert any("earlier experiences are not there" in note for note in results["notes"])
     newer = update(capsys, new, folder / "july_test.csv")  # the same past

@@ -73,7 +73,7 @@ class Run:
     def updates(self) -> str:
         """`, updated with march and april`; empty for a run that begins at the beginning."""
         names = [str(node.get("name")) for node in self.config.get("updates") or [] if isinstance(node, dict)]
-        gone = ", which alone are evaluated" if self.config.get("remembered") else ""
+        gone = ", the only data evaluated since" if self.config.get("remembered") else ""
         return f", updated with {' and '.join(names)}{gone}" if names else ""
 
     @property
